@@ -1,0 +1,69 @@
+"""The command `toprope`: each installed room adds its subcommands through the entry-point group `toprope.commands`.
+
+Exit codes: 0 done, 1 failed, 2 the input was refused. No stack trace reaches a user unless `TOPROPE_DEBUG` is set.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import sys
+
+import typer
+
+from toprope_shared import __version__
+from toprope_shared.errors import InputError, RequestError, TopropeError
+
+GROUP = "toprope.commands"
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def build_app() -> typer.Typer:
+    """Return the command line with the subcommands of all installed rooms."""
+    app = typer.Typer(
+        name="toprope",
+        help="Train models above, run them on the edge, and be caught from above when the edge can't.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+        if version:
+            typer.echo(f"toprope {__version__}")
+            raise typer.Exit
+
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+        part: typer.Typer = entry.load()
+        if len(part.registered_commands) == 1 and part.registered_callback is None and not part.registered_groups:
+            app.command(entry.name)(part.registered_commands[0].callback)  # type: ignore[type-var]
+        else:
+            app.add_typer(part, name=entry.name)
+    return app
+
+
+def setup_logging(level: str = "info") -> None:
+    """Send the log to standard error, one line an event.
+
+    Raises:
+        InputError: `level` is not one of debug, info, warning, error.
+    """
+    levels = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+    if level not in levels:
+        raise InputError(f"the log level {level!r} is none of {', '.join(levels)}")
+    logging.basicConfig(level=levels[level], format=LOG_FORMAT, stream=sys.stderr, force=True)
+
+
+def main() -> None:
+    """Run the command and turn errors into sentences and exit codes."""
+    try:
+        build_app()()
+    except TopropeError as error:
+        if os.environ.get("TOPROPE_DEBUG"):
+            raise
+        typer.echo(f"toprope: {error}", err=True)
+        raise SystemExit(2 if isinstance(error, InputError | RequestError) else 1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,78 @@
+"""onnxruntime: opens ONNX files; one session serves all threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from toprope_shared.engines.base import version_of
+from toprope_shared.errors import EngineError, LoadError
+from toprope_shared.manifest import Format
+from toprope_shared.tensors import Array, Tensors, TensorSpec
+
+
+class OnnxRuntime:
+    """The engine onnxruntime, on the CPU."""
+
+    name = "onnxruntime"
+    format = Format.ONNX
+
+    def __init__(self) -> None:
+        self.version = version_of("onnxruntime")
+
+    def open(
+        self,
+        data: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int = 1,
+        instances: int = 1,
+    ) -> OnnxSession:
+        """Open an ONNX file; see `Engine.open`. `instances` needs nothing: a session is safe for all threads."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the binding raises a dozen unrelated classes, some of them straight from C++
+            raise LoadError(f"onnxruntime {self.version} did not open the file: {error}") from error
+        _check_names("input", inputs, {item.name for item in session.get_inputs()})
+        _check_names("output", outputs, {item.name for item in session.get_outputs()})
+        return OnnxSession(session, outputs)
+
+
+def _check_names(what: str, specs: tuple[TensorSpec, ...], names: set[str]) -> None:
+    missing = {spec.name for spec in specs} - names
+    if missing:
+        raise LoadError(f"the ONNX file has no {what} {', '.join(sorted(missing))}; it has {', '.join(sorted(names))}")
+
+
+class OnnxSession:
+    """One opened ONNX file."""
+
+    def __init__(self, session: Any, outputs: tuple[TensorSpec, ...]) -> None:
+        self._session = session
+        self._outputs = outputs
+        self._names = [spec.name for spec in outputs]
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Return the outputs by name; see `Session.run`."""
+        session = self._session
+        if session is None:
+            raise EngineError("the session is closed")
+        try:
+            values = session.run(self._names, dict(inputs))
+        except Exception as error:  # as above: no common class
+            raise EngineError(f"onnxruntime failed: {error}") from error
+        return {
+            spec.name: np.asarray(value).astype(spec.dtype, copy=False)
+            for spec, value in zip(self._outputs, values, strict=True)
+        }
+
+    def close(self) -> None:
+        """Drop the session; a call that runs keeps it alive until it ends."""
+        self._session = None

@@ -1,0 +1,123 @@
+"""Every error that toprope raises on purpose, branched by what the receiver should do.
+
+    TopropeError
+    ├── InputError           the caller's files, flags or settings: mend them (exit code 2)
+    │   └── GateError        a release that did not pass its gates
+    ├── RequestError         an inference request that is wrong: never falls back
+    │   ├── NotFoundError    the model, version or path does not exist
+    │   └── TooLargeError    the body passes the limit
+    ├── UnavailableError     nobody can answer now: says both reasons, may be asked again
+    ├── DeadlineError        the caller's time ran out
+    ├── TrustError           not signed, not allowed or older than the floor: never retry
+    ├── LinkError            the broker or the cloud is away: wait
+    └── DeviceError          this machine could not do it: roll back or fall back
+        ├── IntegrityError   bytes are not what their digest says
+        ├── LoadError        an engine did not open the file
+        ├── EngineError      an engine failed while it ran
+        └── ProbeError       a candidate did not pass the try-out in the child process
+
+Each class has a stable `code` that travels in reports and HTTP bodies. HTTP status codes live in the doors alone.
+"""
+
+from __future__ import annotations
+
+
+class TopropeError(Exception):
+    """Root of the tree; its text is a sentence that a user may read."""
+
+    code = "error"
+
+
+class InputError(TopropeError):
+    """A file, flag or setting is wrong; the text says what was expected and what to do."""
+
+    code = "bad_input"
+
+
+class GateError(InputError):
+    """A release did not pass its gates; the text holds the table."""
+
+    code = "gate_failed"
+
+
+class RequestError(TopropeError):
+    """The inference request is wrong; no other place would answer it better."""
+
+    code = "bad_request"
+
+
+class NotFoundError(RequestError):
+    """The model, version or path that was asked for does not exist."""
+
+    code = "not_found"
+
+
+class TooLargeError(RequestError):
+    """The request's body is larger than the door takes."""
+
+    code = "too_large"
+
+
+class UnavailableError(TopropeError):
+    """Nobody can answer now.
+
+    Args:
+        message: the sentence for the caller.
+        reasons: why the edge did not answer, and why the cloud did not help.
+        retry_after_s: seconds after which asking again makes sense.
+    """
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, reasons: tuple[str, ...] = (), retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(TopropeError):
+    """The time that the caller gave ran out before there was an answer."""
+
+    code = "deadline"
+
+
+class TrustError(TopropeError):
+    """Something is not signed as it must be, or is older than what was already trusted."""
+
+    code = "untrusted"
+
+
+class LinkError(TopropeError):
+    """The broker, the cloud or the way there is away; trying later may help."""
+
+    code = "link"
+
+
+class DeviceError(TopropeError):
+    """This machine could not do it."""
+
+    code = "device"
+
+
+class IntegrityError(DeviceError):
+    """Bytes on disk or off the wire do not have the digest that they should have."""
+
+    code = "integrity_failed"
+
+
+class LoadError(DeviceError):
+    """An engine did not open the file."""
+
+    code = "load_failed"
+
+
+class EngineError(DeviceError):
+    """An engine failed while it ran."""
+
+    code = "local_error"
+
+
+class ProbeError(DeviceError):
+    """A candidate did not pass the try-out in the child process."""
+
+    code = "probe_failed"

@@ -1,0 +1,130 @@
+"""One question and one answer, whichever door they came through and whoever answered. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from toprope_shared.manifest import Manifest
+from toprope_shared.tensors import Tensors
+
+Parameter = str | int | float | bool
+
+
+class Origin(StrEnum):
+    """Who gave the answer."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+class Reason(StrEnum):
+    """Why the edge alone did not answer. A closed list; also a metric label."""
+
+    NO_MODEL = "no_model"
+    LOAD_FAILED = "load_failed"
+    INTEGRITY_FAILED = "integrity_failed"
+    UNSUPPORTED_OP = "unsupported_op"
+    RUNTIME_MISSING = "runtime_missing"
+    SIGNATURE_MISMATCH = "signature_mismatch"
+    VERSION_NOT_LOCAL = "version_not_local"
+    OVERLOADED = "overloaded"
+    DEADLINE = "deadline"
+    LOCAL_ERROR = "local_error"
+    LOW_CONFIDENCE = "low_confidence"
+    HARD_EXAMPLE = "hard_example"
+    DRIFT_GUARD = "drift_guard"
+    HEDGE = "hedge"
+    FORCED = "forced"
+
+
+class CloudReason(StrEnum):
+    """Why the cloud was not asked or did not help. A closed list; also a metric label."""
+
+    OFFLINE = "offline"
+    CIRCUIT_OPEN = "circuit_open"
+    CLOUD_TIMEOUT = "cloud_timeout"
+    CLOUD_ERROR = "cloud_error"
+    CLOUD_OVERLOADED = "cloud_overloaded"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    PRIVACY_DENIED = "privacy_denied"
+    DISABLED = "disabled"
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """A question with its inputs already parsed into arrays.
+
+    Attributes:
+        model: the model's name.
+        inputs: arrays by input name, batch first.
+        version: semantic version or release counter, as the caller wrote it; None is the active one.
+        outputs: names of the outputs that the caller wants; empty is all.
+        id: the caller's own mark, echoed.
+        parameters: the request's flat parameters, e.g. `timeout` in microseconds.
+        deadline: steady-clock seconds at which the caller stops waiting; None is no limit of the caller's.
+        headers: what travels on to the cloud (`traceparent`, `x-request-id`), lower case.
+    """
+
+    model: str
+    inputs: Tensors
+    version: str | None = None
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    deadline: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What an answer says about itself (sent as `Inference-*` headers and Open Inference parameters).
+
+    Attributes:
+        origin: who answered.
+        artifact: `sha256:<hex>` of the file that ran.
+        runtime: engine, version and precision, e.g. `onnxruntime/1.32.0;int8`.
+        fallback_reason: why the edge alone did not answer; None where it did.
+        degraded_reason: why a lesser answer stands; None where it does not.
+        edge_ms: milliseconds spent in the edge's engine.
+        cloud_ms: milliseconds spent on the way to the cloud, in it and back.
+    """
+
+    origin: Origin
+    artifact: str = ""
+    runtime: str = ""
+    fallback_reason: Reason | None = None
+    degraded_reason: Reason | CloudReason | None = None
+    edge_ms: float | None = None
+    cloud_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResponse:
+    """An answer: arrays by output name, the release that gave it, and its provenance."""
+
+    model: str
+    version: str
+    release_counter: int
+    outputs: Tensors
+    provenance: Provenance
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One release as a door lists it.
+
+    Attributes:
+        manifest: the signed manifest.
+        ready: whether it answers here and now.
+        reason: why it does not; empty where it does.
+        platform: the Open Inference platform string, e.g. `onnxruntime_onnx`.
+    """
+
+    manifest: Manifest
+    ready: bool
+    reason: str = ""
+    platform: str = ""

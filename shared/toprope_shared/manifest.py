@@ -1,0 +1,257 @@
+"""A release's manifest: what it contains, how it measured, where it came from.
+
+The manifest is a TUF target; it is verified as bytes and then parsed here. Unknown fields are accepted, so that an older
+device can read a newer manifest of the same schema. No disk, no network.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from toprope_shared.errors import InputError
+from toprope_shared.tensors import Array, TensorSpec
+
+SCHEMA = 1
+PPM = 1_000_000
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Slug = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+# Source: semver.org 2.0.0, without build metadata (a `+` may not stand in a TUF path pattern or an MQTT topic).
+Version = Annotated[
+    str, msgspec.Meta(pattern=r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z.-]{1,40})?$")
+]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Format(StrEnum):
+    """The file format of a variant, and so which engines can open it."""
+
+    TFLITE = "tflite"
+    ONNX = "onnx"
+
+
+class Placement(StrEnum):
+    """Where a variant is meant to run."""
+
+    EDGE = "edge"
+    CLOUD = "cloud"
+    BOTH = "both"
+
+
+class Privacy(StrEnum):
+    """How much of a request may leave the device."""
+
+    NONE = "none"
+    FEATURES = "features"
+    REDACTED = "redacted"
+    FULL = "full"
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """Bytes, named by what they are.
+
+    Attributes:
+        sha256: digest of all bytes.
+        length: number of bytes.
+        chunks: digest of the chunk manifest; None for what is sent whole (at most `chunks.WHOLE_BYTES`).
+        chunks_length: length of the chunk manifest in bytes.
+    """
+
+    sha256: Sha256
+    length: Count
+    chunks: Sha256 | None = None
+    chunks_length: Count = 0
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What a variant asks of the device.
+
+    Attributes:
+        min_runtime: lowest engine version that has every operator, as the converter wrote it; empty is any.
+        opset: ONNX operator set; 0 where it does not apply.
+        ops: names of the operators in the file.
+        memory_bytes: resident memory that the session took on the machine that measured.
+    """
+
+    min_runtime: str = ""
+    opset: Count = 0
+    ops: tuple[str, ...] = ()
+    memory_bytes: Count = 0
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """How a variant did on the machine that made it.
+
+    Attributes:
+        metric: value of the release's metric on the holdout.
+        latency_us: median microseconds of one single-row call.
+        parity: largest absolute difference of any output element from the reference on the golden rows.
+        slower_than_float: whether a quantized variant was slower than the float one of its format.
+        runtime: engine and version that measured.
+    """
+
+    metric: float
+    latency_us: float
+    parity: float
+    slower_than_float: bool = False
+    runtime: str = ""
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """A release built for one format and precision.
+
+    Attributes:
+        name: unique in the release, e.g. `tflite-int8`; also the stem of its file.
+        precision: `float32`, `float16`, `int8`, ...
+        tolerance_ppm: how far an output may be from the golden one, in millionths of max(1, |largest golden value|).
+    """
+
+    name: Slug
+    format: Format
+    precision: str
+    placement: Placement
+    artifact: Artifact
+    tolerance_ppm: Count
+    needs: Needs = Needs()
+    measured: Measured | None = None
+
+    @property
+    def filename(self) -> str:
+        """The variant's file in the bundle directory."""
+        return f"{self.name}.{self.format}"
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """A few inputs with the reference's outputs, as one `.npz` (arrays `in.<name>` and `out.<name>`, batch first)."""
+
+    artifact: Artifact
+    rows: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """The recipe's word on the fallback; a site's settings can only tighten it."""
+
+    privacy: Privacy = Privacy.NONE
+    deadline_ms: Annotated[int, msgspec.Meta(ge=1)] = 2000
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """What `Measured.metric` counts, and which way is better."""
+
+    name: str
+    higher_is_better: bool
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """Where a release came from: enough to make it again.
+
+    Attributes:
+        data_sha256: digest over the training and holdout arrays (names, shapes, bytes).
+        weights_sha256: digest over the trained weights (names, shapes, bytes).
+        packages: versions of what took part, by distribution name.
+        created: seconds since 1970, UTC.
+    """
+
+    recipe: str
+    parameters: dict[str, str | int | float | bool]
+    data_sha256: Sha256
+    weights_sha256: Sha256
+    seed: int
+    source_revision: str
+    packages: dict[str, str]
+    created: Count
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """The receipt of one gate: what was held against what."""
+
+    name: str
+    variant: str
+    value: float
+    limit: float
+    passed: bool
+    advice: str = ""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What one immutable, signed release contains."""
+
+    schema: Literal[1]
+    model: Slug
+    version: Version
+    release_counter: Annotated[int, msgspec.Meta(ge=1)]
+    inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1)]
+    golden: Golden
+    metric: Metric
+    fallback: Fallback
+    provenance: Provenance
+    labels: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variant names are not unique: {', '.join(names)}")
+
+    @property
+    def path(self) -> str:
+        """The release's TUF target path."""
+        return target_path(self.model, self.version)
+
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """Every artifact that the release names, the golden set first."""
+        return (self.golden.artifact, *(variant.artifact for variant in self.variants))
+
+    def placed(self, place: Placement) -> tuple[Variant, ...]:
+        """The variants meant for `place`, in the manifest's order."""
+        return tuple(variant for variant in self.variants if variant.placement in (place, Placement.BOTH))
+
+
+def target_path(model: str, version: str) -> str:
+    """Return the TUF target path of a release's manifest."""
+    return f"models/{model}/{version}/manifest.json"
+
+
+def parse(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        InputError: it is not JSON or does not fit the schema; the text names the field.
+    """
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise InputError(f"this is not a release manifest of schema {SCHEMA}: {error}") from error
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as indented JSON with a stable field order."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def golden_error_ppm(expected: Array, got: Array) -> int:
+    """Return how far `got` is from `expected`, in millionths of max(1, |largest expected value|), rounded up.
+
+    Shapes must be equal. A NaN or infinity where the other has none counts as the largest int64.
+    """
+    worst = int(np.iinfo(np.int64).max)
+    if expected.shape != got.shape:
+        return worst
+    if expected.dtype.kind in "OSUb":
+        return 0 if np.array_equal(expected, got) else worst
+    want, have = expected.astype(np.float64), got.astype(np.float64)
+    same = (want == have) | (np.isnan(want) & np.isnan(have))
+    if same.all():
+        return 0
+    if not (np.isfinite(want[~same]).all() and np.isfinite(have[~same]).all()):
+        return worst
+    finite = want[np.isfinite(want)]
+    scale = max(1.0, float(np.abs(finite).max())) if finite.size else 1.0
+    return int(np.ceil(float(np.abs(want - have)[~same].max()) / scale * PPM))

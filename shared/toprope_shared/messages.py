@@ -1,0 +1,113 @@
+"""What cloud and devices tell each other: rollouts (desired), states and reports (reported), acknowledgements. Values only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from toprope_shared.errors import InputError
+from toprope_shared.manifest import Count, Sha256, Slug, Version
+
+T = TypeVar("T")
+
+
+class DesiredRelease(msgspec.Struct, frozen=True):
+    """One release that a rollout names; the digest and length are of its manifest."""
+
+    model: Slug
+    version: Version
+    release_counter: Annotated[int, msgspec.Meta(ge=1)]
+    manifest_sha256: Sha256
+    manifest_length: Count
+
+
+class Rollout(msgspec.Struct, frozen=True):
+    """What a channel's devices should run: the bytes of the TUF target `rollouts/<channel>.json`.
+
+    Attributes:
+        version: grows with every change of this channel.
+        releases: at most one of each model.
+        paused: devices start no new activation.
+        activate_before: seconds since 1970, UTC; later than this nothing of this document may be activated.
+    """
+
+    schema: Literal[1]
+    channel: Slug
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    releases: tuple[DesiredRelease, ...]
+    activate_before: Count
+    paused: bool = False
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The unsigned hint at the newest metadata; a lie in it can only withhold."""
+
+    root: int
+    snapshot: int
+    timestamp: int
+
+
+class RunningModel(msgspec.Struct, frozen=True):
+    """What a device runs for one model; `state` is its update's state, `IDLE` when none is under way."""
+
+    model: str
+    version: str
+    variant: str
+    artifact_sha256: str
+    runtime: str
+    state: str = "IDLE"
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """A device's retained presence.
+
+    Attributes:
+        online: False in the will.
+        session: counts the agent's starts; a will of an older session says nothing about a newer one.
+        engines: usable engines as `name/version`.
+        url: where the agent's local door listens, for people; empty in the will.
+    """
+
+    device: str
+    online: bool
+    session: int
+    channel: str = ""
+    engines: tuple[str, ...] = ()
+    models: tuple[RunningModel, ...] = ()
+    url: str = ""
+    at: int = 0
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One thing that happened to an update on a device; kept until the cloud acknowledges its number."""
+
+    number: int
+    at: int
+    model: str
+    version: str
+    state: str
+    code: str = ""
+    text: str = ""
+    details: dict[str, Any] = {}
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """The cloud has stored all reports up to and including this number."""
+
+    number: int
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """Read one message.
+
+    Raises:
+        InputError: it is not JSON or does not fit.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise InputError(f"this is no {kind.__name__} message: {error}") from error
+
+
+encode = msgspec.json.encode

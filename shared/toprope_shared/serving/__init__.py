@@ -1,0 +1,1 @@
+"""One data plane and its doors; the edge and the cloud mount the same."""

@@ -1,0 +1,55 @@
+"""Who answers behind the doors: the device's router, or the cloud's own models."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.manifest import Manifest
+
+
+class Backend(Protocol):
+    """Describes models and answers requests. The doors decode, validate and encode; this decides and runs."""
+
+    async def describe(self, model: str, version: str | None) -> Manifest:
+        """Return the manifest against which a request is read.
+
+        Args:
+            model: the model's name.
+            version: semantic version or release counter; None is the active one.
+
+        Raises:
+            NotFoundError: there is no such model or version.
+            UnavailableError: it can't be known now.
+        """
+
+    async def infer(self, request: InferenceRequest) -> InferenceResponse:
+        """Answer a request that was validated against `describe`.
+
+        Raises:
+            NotFoundError: the model went away meanwhile.
+            RequestError: the request can't be answered by anyone.
+            DeadlineError: the caller's time ran out.
+            UnavailableError: nobody can answer now.
+        """
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Return every release that is held here, ready or not."""
+
+    async def load(self, model: str) -> None:
+        """Open a model's session again after `unload`.
+
+        Raises:
+            NotFoundError: no such model is held here.
+            DeviceError: it does not load.
+        """
+
+    async def unload(self, model: str) -> None:
+        """Close a model's session; it stays held.
+
+        Raises:
+            NotFoundError: no such model is held here.
+        """
+
+    def ready(self) -> bool:
+        """Say whether requests can be answered."""

@@ -1,0 +1,1 @@
+"""How a release is made: train, convert, quantize, evaluate, bundle, sign."""
