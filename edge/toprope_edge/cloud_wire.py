@@ -1,0 +1,214 @@
+"""One HTTP exchange with the cloud: sends it within its time, and turns what comes back into an answer or an error.
+
+Keeps connections alive and knows nothing of breakers or deadlines. What goes wrong on the way, and what the cloud says with
+its status, becomes a `CloudError` with a reason; what the cloud says about the caller's request stays the caller's error.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from toprope_shared.errors import LinkError, NotFoundError, RequestError
+from toprope_shared.inference import CloudReason, InferenceRequest, InferenceResponse
+from toprope_shared.serving.binary import decode_response
+
+# Below the 5 s after which uvicorn closes an idle connection: whoever closes first does not meet a closed one.
+IDLE_S = 4.0
+RETRY_AFTER_S = 5
+_NO_NETWORK = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
+_CALLERS_FAULT: dict[int, type[RequestError]] = {400: RequestError, 404: NotFoundError, 422: RequestError}
+_OVERLOADED = frozenset({429, 503})
+_TIMED_OUT = frozenset({408, 504})
+
+
+class CloudError(LinkError):
+    """The cloud was not asked or did not help.
+
+    Args:
+        message: a clause for people, without a full stop.
+        reason: why, from the closed list.
+        retry_after_s: seconds after which asking again makes sense.
+        network_down: whether there is no way to any cloud.
+    """
+
+    code = "cloud"
+
+    def __init__(
+        self,
+        message: str,
+        reason: CloudReason,
+        *,
+        retry_after_s: int = RETRY_AFTER_S,
+        network_down: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.network_down = network_down
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A status, headers and a whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _ErrorBody(msgspec.Struct):
+    error: str
+
+
+class CloudWire:
+    """A keep-alive session to one address.
+
+    Args:
+        url: `http://` or `https://`, with or without a path.
+        headers: sent with every request.
+        tls: the context for `https`; None is the machine's own roots.
+        connect_s: seconds for name, connection and TLS together.
+        max_bytes: the most that an answer may have.
+    """
+
+    def __init__(
+        self, url: str, *, headers: Mapping[str, str], tls: ssl.SSLContext | None, connect_s: float, max_bytes: int
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"User-Agent": "toprope-edge", **headers}
+        self._tls: ssl.SSLContext | bool = tls or True
+        self._connect_s = connect_s
+        self._max_bytes = max_bytes
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        left_s: float,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send a request once and read the answer whole, in at most `left_s` seconds.
+
+        Args:
+            path: with its leading slash, percent-encoded.
+
+        Raises:
+            CloudError: there was no whole answer in time.
+        """
+        if self._session is None:
+            raise RuntimeError("the way to the cloud is used outside `async with`")
+        timeout = aiohttp.ClientTimeout(total=left_s, connect=min(self._connect_s, left_s))
+        url = URL(self._url + path, encoded=True)
+        try:
+            async with self._session.request(
+                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                return Reply(response.status, response.headers.copy(), await self._read(response))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise _explain(error, short=left_s <= self._connect_s) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        parts, size = [], 0
+        async for part in response.content.iter_any():
+            size += len(part)
+            if size > self._max_bytes:
+                raise CloudError(f"the cloud's answer has more than {self._max_bytes} bytes", CloudReason.CLOUD_ERROR)
+            parts.append(part)
+        return b"".join(parts)
+
+
+def infer_path(request: InferenceRequest) -> str:
+    """Return the path of the Open Inference door that answers the request."""
+    version = f"/versions/{quote(request.version, safe='')}" if request.version else ""
+    return f"/v2/models/{quote(request.model, safe='')}{version}/infer"
+
+
+def too_large(size: int, limit: int) -> CloudError:
+    """Return why a request of `size` bytes is not sent."""
+    text = f"the request's {size} bytes are more than the {limit} that may be sent to the cloud"
+    return CloudError(text, CloudReason.PAYLOAD_TOO_LARGE)
+
+
+def read_answer(reply: Reply) -> InferenceResponse:
+    """Return the answer that a reply holds.
+
+    Raises:
+        CloudError: it holds none.
+        NotFoundError: the cloud does not have the model or version.
+        RequestError: the cloud found the caller's request wrong.
+    """
+    if reply.status != 200:
+        raise _refused(reply)
+    try:
+        return decode_response(reply.body, reply.headers)
+    except LinkError as error:
+        raise CloudError(f"the cloud's answer can't be read: {error}", CloudReason.CLOUD_ERROR) from error
+
+
+def _refused(reply: Reply) -> CloudError | RequestError:
+    sentence = _sentence(reply)
+    if sentence and reply.status in _CALLERS_FAULT:
+        return _CALLERS_FAULT[reply.status](sentence)
+    said = f"{reply.status}: {sentence}" if sentence else str(reply.status)
+    if reply.status in _OVERLOADED:
+        text = f"the cloud has too much to do ({said})"
+        return CloudError(text, CloudReason.CLOUD_OVERLOADED, retry_after_s=_retry_after_s(reply))
+    if reply.status == 413:
+        return CloudError(f"the request is too large for the cloud ({said})", CloudReason.PAYLOAD_TOO_LARGE)
+    if reply.status in _TIMED_OUT:
+        return CloudError(f"the cloud ran out of time ({said})", CloudReason.CLOUD_TIMEOUT)
+    return CloudError(f"the cloud failed ({said})", CloudReason.CLOUD_ERROR)
+
+
+def _sentence(reply: Reply) -> str:
+    """Return the error sentence of an inference door; empty when something else answered, e.g. a proxy."""
+    try:
+        return msgspec.json.decode(reply.body, type=_ErrorBody).error
+    except msgspec.DecodeError:
+        return ""
+
+
+def _retry_after_s(reply: Reply) -> int:
+    text = reply.headers.get("Retry-After", "")
+    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 9 else RETRY_AFTER_S
+
+
+def _explain(error: aiohttp.ClientError | TimeoutError, *, short: bool) -> CloudError:
+    if isinstance(error, aiohttp.ClientSSLError):
+        return CloudError(f"the cloud's certificate or TLS is not accepted: {error}", CloudReason.CLOUD_ERROR)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        down = isinstance(error, aiohttp.ClientConnectorDNSError) or error.errno in _NO_NETWORK
+        return CloudError(f"the cloud can't be reached: {error.strerror}", CloudReason.OFFLINE, network_down=down)
+    if isinstance(error, aiohttp.ConnectionTimeoutError) and not short:
+        return CloudError("the cloud can't be reached: no connection in time", CloudReason.OFFLINE)
+    if isinstance(error, TimeoutError):
+        return CloudError("the cloud did not answer in time", CloudReason.CLOUD_TIMEOUT)
+    return CloudError(f"the connection to the cloud broke: {error}", CloudReason.CLOUD_ERROR)

@@ -1,0 +1,174 @@
+"""Puts the doors into an app and serves it: routes for Starlette or FastAPI, and uvicorn as something that can be awaited.
+
+The caller owns the process: no signal handler is installed here, cancelling is the only stop, and the port is taken with
+`listen` before anything else starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from toprope_shared.errors import InputError, TopropeError
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.http_errors import exception_handlers, to_response
+from toprope_shared.serving.metrics import Metrics
+from toprope_shared.serving.open_inference import OpenInferenceDoor
+from toprope_shared.serving.tfserving import TensorFlowServingDoor
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+# uvicorn looks at its flags ten times a second and rounds its deadline to whole seconds.
+MARGIN_S = 2.0
+KEEP_ALIVE_S = 75
+BACKLOG = 2048
+METRICS_PATHS = ("/metrics", "/monitoring/prometheus/metrics")
+_T = TypeVar("_T")
+
+
+def routes(plane: DataPlane) -> list[Route]:
+    """Return the routes of every door, and of the metrics where the plane counts."""
+    found = [*OpenInferenceDoor(plane).routes(), *TensorFlowServingDoor(plane).routes()]
+    if plane.metrics:
+        found += metrics_routes(plane.metrics)
+    return found
+
+
+def metrics_routes(metrics: Metrics) -> list[Route]:
+    """Return the routes on which Prometheus reads."""
+
+    async def page(request: Request) -> Response:
+        return to_response(metrics.page())
+
+    return [Route(path, page) for path in METRICS_PATHS]
+
+
+def build_app(plane: DataPlane, *more: Route) -> Starlette:
+    """Return a bare app with all doors and `more` routes."""
+    return Starlette(routes=[*routes(plane), *more], exception_handlers=dict(exception_handlers()))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port, so that a taken one is known before anything else starts.
+
+    Args:
+        host: name or address.
+        port: 0 is any free one.
+
+    Raises:
+        InputError: the port is taken or not allowed, or the host is not this machine's.
+    """
+    if not 0 <= port <= 65535:  # the resolver takes a larger one modulo 65536
+        raise InputError(f"{port} is not a port; choose one up to 65535 with --port")
+    sock: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        # Listening decides: with SO_REUSEADDR two sockets may be bound to one port.
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        if sock:
+            sock.close()
+        raise InputError(_why_not(host, port, error)) from error
+    return sock
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken by another program; choose another with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} on {host} is not allowed for this user; choose one above 1023 with --port"
+    return f"can't listen on {host} port {port}: {error}"
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ready:
+            self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the signals to the caller."""
+        yield
+
+
+async def serve(
+    app: ASGIApp, sock: socket.socket, *, ready: Callable[[], None] | None = None, grace_s: float = GRACE_S
+) -> None:
+    """Serve until cancelled, then let the requests that run finish.
+
+    Args:
+        app: any ASGI app.
+        sock: from `listen`; it is closed at the end.
+        ready: called once when requests are answered, e.g. `asyncio.Event().set`.
+        grace_s: seconds that running requests have after the cancellation.
+
+    Raises:
+        TopropeError: the app's own start failed; the log says why.
+    """
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+    )
+    server = _Server(config, ready)
+    task = asyncio.create_task(_run(server, sock), name="http-server")
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await _finish(task, grace_s + MARGIN_S)
+        raise
+    finally:
+        sock.close()
+
+
+async def _finish(task: asyncio.Task[None], seconds: float) -> None:
+    """Wait for a server that was told to stop; uvicorn's own deadline comes first, the last word is ours."""
+    _, late = await asyncio.wait({task}, timeout=seconds)
+    if late:
+        logger.warning("the HTTP server did not stop within %g s and is cut off", seconds)
+        task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _run(server: uvicorn.Server, sock: socket.socket) -> None:
+    try:
+        await server.serve(sockets=[sock])
+    except SystemExit as error:  # uvicorn's way to say that the app's lifespan failed
+        raise TopropeError("the HTTP app did not start; the log says why") from error
+
+
+def run(main: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine on uvloop and return its result; for the command line."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)

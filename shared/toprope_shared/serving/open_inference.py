@@ -1,0 +1,177 @@
+"""The Open Inference v2 door: health, metadata, inference and the model repository.
+
+Source: Open Inference Protocol v2 (REST) with Triton's binary tensor and model repository extensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.routing import Route
+
+from toprope_shared import __version__
+from toprope_shared.errors import RequestError
+from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.manifest import Manifest
+from toprope_shared.serving.binary import Wanted, decode_request, encode_response
+from toprope_shared.serving.body import read_body
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.doors import endpoint
+from toprope_shared.serving.replies import Reply, json_reply
+from toprope_shared.serving.values import loads
+from toprope_shared.tensors import TensorSpec
+
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+
+
+class OpenInferenceExchange:
+    """One inference request in the Open Inference format; see `Exchange`.
+
+    Args:
+        version: as the path says.
+        headers: by lower-case name.
+        body: uncompressed.
+    """
+
+    def __init__(self, version: str | None, headers: Mapping[str, str], body: bytes) -> None:
+        self._version = version
+        self._headers = headers
+        self._body = body
+        self._wanted = Wanted()
+
+    def read(self, manifest: Manifest) -> InferenceRequest:
+        """Return the request and remember how the caller wants the outputs."""
+        request, self._wanted = decode_request(
+            self._body, self._headers, model=manifest.model, version=self._version, specs=manifest.inputs
+        )
+        return request
+
+    def write(self, response: InferenceResponse, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
+        """Return the answer's body and headers."""
+        return encode_response(response, self._wanted)
+
+
+class OpenInferenceDoor:
+    """Handlers of the paths under `/v2`."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    def routes(self) -> list[Route]:
+        """Return the door's routes."""
+        model = "/v2/models/{model}"
+        routes = [
+            Route("/v2/health/live", endpoint(self._live)),
+            Route("/v2/health/ready", endpoint(self._ready)),
+            Route("/v2", endpoint(self._server)),
+            Route("/v2/", endpoint(self._server)),
+            Route("/v2/repository/index", endpoint(self._index), methods=["POST"]),
+            Route("/v2/repository/models/{model}/load", endpoint(self._load), methods=["POST"]),
+            Route("/v2/repository/models/{model}/unload", endpoint(self._unload), methods=["POST"]),
+        ]
+        for path in (model, model + "/versions/{version}"):
+            routes += [
+                Route(path, endpoint(self._metadata)),
+                Route(path + "/ready", endpoint(self._model_ready)),
+                Route(path + "/infer", endpoint(self._infer), methods=["POST"]),
+            ]
+        return routes
+
+    async def infer(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Answer an inference request, whatever transport brought it.
+
+        Raises:
+            TopropeError: there is no answer.
+        """
+        return await self._plane.answer(model, version, headers, OpenInferenceExchange(version, headers, body))
+
+    async def _infer(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        body = await read_body(request, self._plane.body_limit)
+        return await self.infer(*_target(request), headers, body)
+
+    async def _live(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        return json_reply({"live": True, "ready": self._plane.backend.ready()})
+
+    async def _ready(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        ready = self._plane.backend.ready()
+        return json_reply({"live": True, "ready": ready}, 200 if ready else 503)
+
+    async def _server(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        return json_reply({"name": "toprope", "version": __version__, "extensions": EXTENSIONS})
+
+    async def _metadata(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        model, version = _target(request)
+        manifest = await self._plane.backend.describe(model, version)
+        statuses = self._plane.statuses(model)
+        return json_reply(_metadata(manifest, statuses))
+
+    async def _model_ready(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        model, version = _target(request)
+        statuses = self._plane.statuses(model, version)
+        if any(status.ready for status in statuses):
+            return json_reply({"name": model, "ready": True})
+        if not statuses:
+            await self._plane.backend.describe(model, version)
+        why = statuses[0].reason if statuses else "it is not held here"
+        return json_reply({"name": model, "ready": False, "error": f"model {model} is not ready: {why}"}, 503)
+
+    async def _index(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        only_ready = (await self._options(request)).get("ready", False)
+        statuses = self._plane.backend.models()
+        return json_reply([_index_entry(status) for status in statuses if status.ready or not only_ready])
+
+    async def _load(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        model = request.path_params["model"]
+        parameters = (await self._options(request)).get("parameters")
+        if isinstance(parameters, dict) and any(name == "config" or name.startswith("file:") for name in parameters):
+            raise RequestError("a model's files and configuration come from signed releases, not with a load request")
+        await self._plane.backend.load(model)
+        return json_reply({"name": model, "load": True})
+
+    async def _unload(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        model = request.path_params["model"]
+        await self._options(request)
+        await self._plane.backend.unload(model)
+        return json_reply({"name": model, "unload": True})
+
+    async def _options(self, request: Request) -> dict[str, Any]:
+        """Read a body that may be empty and is otherwise a JSON object."""
+        body = await read_body(request, self._plane.body_limit)
+        value = loads(body) if body.strip() else {}
+        if not isinstance(value, dict):
+            raise RequestError("the body is a JSON object or empty")
+        return value
+
+
+def _target(request: Request) -> tuple[str, str | None]:
+    return request.path_params["model"], request.path_params.get("version")
+
+
+def _metadata(manifest: Manifest, statuses: tuple[ModelStatus, ...]) -> dict[str, Any]:
+    platform = next((s.platform for s in statuses if s.manifest.version == manifest.version and s.platform), "")
+    metadata: dict[str, Any] = {
+        "name": manifest.model,
+        "versions": [status.manifest.version for status in statuses] or [manifest.version],
+        "platform": platform or f"toprope_{manifest.variants[0].format}",
+        "inputs": [_spec(spec) for spec in manifest.inputs],
+        "outputs": [_spec(spec) for spec in manifest.outputs],
+    }
+    if manifest.labels:
+        metadata["labels"] = manifest.labels
+    return metadata
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return msgspec.structs.asdict(spec)
+
+
+def _index_entry(status: ModelStatus) -> dict[str, str]:
+    return {
+        "name": status.manifest.model,
+        "version": status.manifest.version,
+        "state": "READY" if status.ready else "UNAVAILABLE",
+        "reason": status.reason,
+    }

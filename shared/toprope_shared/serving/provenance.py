@@ -1,0 +1,77 @@
+"""What an answer says about itself, as headers and as flat Open Inference parameters. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+from toprope_shared.inference import CloudReason, InferenceResponse, Origin, Parameter, Provenance, Reason
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def to_parameters(provenance: Provenance) -> dict[str, Parameter]:
+    """Return the provenance as flat parameters; what is not known is left out."""
+    values: dict[str, Parameter | None] = {
+        "origin": str(provenance.origin),
+        "artifact": provenance.artifact or None,
+        "runtime": provenance.runtime or None,
+        "fallback_reason": _text(provenance.fallback_reason),
+        "degraded_reason": _text(provenance.degraded_reason),
+        "edge_ms": _rounded(provenance.edge_ms),
+        "cloud_ms": _rounded(provenance.cloud_ms),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def from_parameters(parameters: Mapping[str, Parameter]) -> Provenance:
+    """Read an answer's parameters; a reason that this version does not know is dropped, an unknown origin is the cloud."""
+    degraded = parameters.get("degraded_reason")
+    return Provenance(
+        origin=_member(Origin, parameters.get("origin")) or Origin.CLOUD,
+        artifact=str(parameters.get("artifact", "")),
+        runtime=str(parameters.get("runtime", "")),
+        fallback_reason=_member(Reason, parameters.get("fallback_reason")),
+        degraded_reason=_member(Reason, degraded) or _member(CloudReason, degraded),
+        edge_ms=_number(parameters.get("edge_ms")),
+        cloud_ms=_number(parameters.get("cloud_ms")),
+    )
+
+
+def to_headers(response: InferenceResponse, total_ms: float) -> dict[str, str]:
+    """Return the answer's own headers.
+
+    Args:
+        response: the answer.
+        total_ms: milliseconds that the data plane spent on it; what neither engine nor cloud took is queueing.
+    """
+    provenance = response.provenance
+    edge_ms, cloud_ms = provenance.edge_ms or 0.0, provenance.cloud_ms or 0.0
+    queue_ms = max(0.0, total_ms - edge_ms - cloud_ms)
+    values = {
+        "Server-Timing": f"queue;dur={queue_ms:.3f}, local;dur={edge_ms:.3f}, cloud;dur={cloud_ms:.3f}",
+        "Inference-Origin": str(provenance.origin),
+        "Inference-Model": f"{response.model}/{response.version}",
+        "Inference-Artifact": provenance.artifact,
+        "Inference-Runtime": provenance.runtime,
+        "Inference-Fallback": _text(provenance.fallback_reason) or "",
+        "Inference-Degraded": _text(provenance.degraded_reason) or "",
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _text(reason: StrEnum | None) -> str | None:
+    return None if reason is None else str(reason)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _number(value: Parameter | None) -> float | None:
+    return float(value) if type(value) in (int, float) else None  # type: ignore[arg-type]
+
+
+def _member(kind: type[_E], value: Parameter | None) -> _E | None:
+    return next((member for member in kind if member == value), None)

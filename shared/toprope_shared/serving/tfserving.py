@@ -1,0 +1,179 @@
+"""The TensorFlow Serving REST door, which is KServe's v1 door too: predict, status, metadata, list.
+
+Paths match without regard to case and as a whole; what is under `/v1/` and matches none is malformed (400). A version in a
+path is the release counter, as TensorFlow Serving's clients need a number, or the semantic version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.routing import Route
+
+from toprope_shared.errors import NotFoundError, RequestError
+from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.manifest import Manifest
+from toprope_shared.serving.body import read_body
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.doors import endpoint
+from toprope_shared.serving.replies import JSON_TYPE, Reply, json_reply
+from toprope_shared.serving.tfexplain import DATATYPES
+from toprope_shared.serving.tfjson import SIGNATURE, read_predict, write_predict
+from toprope_shared.tensors import TensorSpec
+
+_TARGET = r"(?:/versions/(?P<version>\d+|\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?)|/labels/(?P<label>[^/:]+))?"
+_POST = re.compile(rf"/v1/models/(?P<model>[^/:]+){_TARGET}:(?P<verb>predict|classify|regress|explain)", re.IGNORECASE)
+_GET = re.compile(rf"/v1/models(?:/(?P<model>[^/:]+))?{_TARGET}(?P<metadata>/metadata)?/?", re.IGNORECASE)
+_MAX_VERSION = 2**63 - 1
+_PROVENANCE = re.compile(r"(^|[,;\s])return=provenance($|[,;\s])", re.IGNORECASE)
+
+
+class PredictExchange:
+    """One predict request; see `Exchange`.
+
+    Args:
+        version: as the path says.
+        headers: by lower-case name.
+        body: uncompressed.
+    """
+
+    def __init__(self, version: str | None, headers: Mapping[str, str], body: bytes) -> None:
+        self._version = version
+        self._provenance = bool(_PROVENANCE.search(headers.get("prefer", "")))
+        self._body = body
+        self._rows = True
+
+    def read(self, manifest: Manifest) -> InferenceRequest:
+        """Return the request and remember its format."""
+        request = read_predict(self._body, manifest)
+        self._rows = request.rows
+        return InferenceRequest(model=manifest.model, version=self._version, inputs=request.inputs)
+
+    def write(self, response: InferenceResponse, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
+        """Return the answer's body and headers."""
+        body = write_predict(response, manifest, rows=self._rows, provenance=self._provenance)
+        return body, {"Content-Type": JSON_TYPE}
+
+
+class TensorFlowServingDoor:
+    """Handlers of the paths under `/v1`."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    def routes(self) -> list[Route]:
+        """Return the door's one route, which looks at the path itself."""
+        return [_CaselessRoute("/v1/{rest:path}", endpoint(self._any), methods=["GET", "POST"])]
+
+    async def predict(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
+        """Answer a predict request, whatever transport brought it.
+
+        Raises:
+            TopropeError: there is no answer.
+        """
+        try:
+            return await self._plane.answer(model, version, headers, PredictExchange(version, headers, body))
+        except NotFoundError as error:
+            which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
+            raise NotFoundError(f"Servable not found for request: {which}") from error
+
+    async def _any(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        path = _raw_path(request)
+        pattern = _POST if request.method == "POST" else _GET
+        match = pattern.fullmatch(path)
+        if not match:
+            raise RequestError(f"Malformed request: {request.method} {path}")
+        parts = match.groupdict()
+        version = _version(parts["version"])
+        if request.method == "POST":
+            return await self._post(request, headers, unquote(parts["model"]), version, parts)
+        if parts["model"] is None:
+            if version or parts["label"] or parts["metadata"]:
+                raise RequestError(f"Malformed request: {request.method} {path}")
+            return self._list()
+        if parts["metadata"]:
+            return await self._metadata(unquote(parts["model"]), version)
+        return self._status(unquote(parts["model"]), version)
+
+    async def _post(
+        self, request: Request, headers: Mapping[str, str], model: str, version: str | None, parts: dict[str, Any]
+    ) -> Reply:
+        verb = parts["verb"].lower()
+        if verb != "predict":
+            return json_reply({"error": f"{verb} is not supported; use predict", "code": "unimplemented"}, 501)
+        if parts["label"]:
+            raise RequestError(f"Unrecognized servable version label: {unquote(parts['label'])}")
+        body = await read_body(request, self._plane.body_limit)
+        return await self.predict(model, version, headers, body)
+
+    def _list(self) -> Reply:
+        names = dict.fromkeys(status.manifest.model for status in self._plane.backend.models())
+        return json_reply({"models": list(names)})
+
+    def _status(self, model: str, version: str | None) -> Reply:
+        statuses = self._plane.statuses(model, version)
+        if not statuses:
+            what = "any versions" if version is None else f"version {version}"
+            raise NotFoundError(f"Could not find {what} of model {model}")
+        body = {
+            "model_version_status": [_version_status(status) for status in statuses],
+            "name": model,
+            "ready": any(status.ready for status in statuses),
+        }
+        return json_reply(body)
+
+    async def _metadata(self, model: str, version: str | None) -> Reply:
+        try:
+            manifest = await self._plane.backend.describe(model, version)
+        except NotFoundError as error:
+            which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
+            raise NotFoundError(f"Servable not found for request: {which}") from error
+        signature = {
+            "inputs": {spec.name: _tensor_info(spec) for spec in manifest.inputs},
+            "outputs": {spec.name: _tensor_info(spec) for spec in manifest.outputs},
+            "method_name": "tensorflow/serving/predict",
+            "defaults": {},
+        }
+        spec = {"name": manifest.model, "signature_name": "", "version": str(manifest.release_counter)}
+        # The doubled name is what TensorFlow Serving sends: a map inside a message of the same name.
+        body = {"model_spec": spec, "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}}}
+        return json_reply(body)
+
+
+class _CaselessRoute(Route):
+    def __init__(self, path: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(path, *args, **kwargs)
+        self.path_regex = re.compile(self.path_regex.pattern, re.IGNORECASE)
+
+
+def _raw_path(request: Request) -> str:
+    """Return the path as it came, so that an escaped slash or colon in a name does not become a part of the path."""
+    raw = request.scope.get("raw_path")
+    return raw.decode("latin-1") if raw else request.url.path
+
+
+def _version(text: str | None) -> str | None:
+    if text and text.isdecimal() and int(text[:32]) > _MAX_VERSION:
+        raise RequestError(f"Failed to convert version: {text[:64]} to numeric.")
+    return text
+
+
+def _version_status(status: ModelStatus) -> dict[str, Any]:
+    code, message = ("OK", "") if status.ready else ("UNAVAILABLE", status.reason)
+    return {
+        "version": str(status.manifest.release_counter),
+        "state": "AVAILABLE" if status.ready else "END",
+        "status": {"error_code": code, "error_message": message},
+    }
+
+
+def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "dtype": f"DT_{DATATYPES[spec.datatype].upper()}",
+        "tensor_shape": {"dim": [{"size": str(size), "name": ""} for size in spec.shape], "unknown_rank": False},
+        "name": f"{spec.name}:0",
+    }

@@ -1,0 +1,76 @@
+"""An engine whose calls a test holds back and lets go; the work itself is a real engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from toprope_shared.engines import Engine, Session
+from toprope_shared.tensors import Array, Tensors, TensorSpec
+
+PATIENCE_S = 20.0
+
+
+class Gate:
+    """Holds calls inside the engine while it is shut; open at first, so that sessions can be warmed."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self._arrivals = threading.Semaphore(0)
+        self.closed_sessions = 0
+
+    def shut(self) -> None:
+        """Hold every call that comes from now on."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Let the held calls and all later ones go on."""
+        self._open.set()
+
+    async def arrival(self) -> None:
+        """Wait until one more call has arrived at the shut gate."""
+        assert await asyncio.to_thread(self._arrivals.acquire, timeout=PATIENCE_S)
+
+    def pass_through(self) -> None:
+        """Go through as a call does."""
+        if not self._open.is_set():
+            self._arrivals.release()
+            assert self._open.wait(PATIENCE_S)
+
+
+class GatedEngine:
+    """A real engine behind a gate."""
+
+    def __init__(self, inner: Engine, gate: Gate) -> None:
+        self._inner = inner
+        self._gate = gate
+        self.name = inner.name
+        self.format = inner.format
+        self.version = inner.version
+
+    def open(
+        self,
+        data: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int = 1,
+        instances: int = 1,
+    ) -> Session:
+        session = self._inner.open(data, inputs, outputs, threads=threads, instances=instances)
+        return _GatedSession(session, self._gate)
+
+
+class _GatedSession:
+    def __init__(self, inner: Session, gate: Gate) -> None:
+        self._inner = inner
+        self._gate = gate
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        self._gate.pass_through()
+        return self._inner.run(inputs)
+
+    def close(self) -> None:
+        self._gate.closed_sessions += 1
+        self._inner.close()

@@ -1,0 +1,277 @@
+"""`toprope predict` and `toprope doctor`, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.shared.serving.conftest import make_shelf
+from typer.testing import CliRunner, Result
+
+from toprope_shared import commands
+from toprope_shared.commands import Level, doctor_app, predict_app
+from toprope_shared.errors import DeadlineError, InputError, NotFoundError, RequestError, UnavailableError
+from toprope_shared.inference import CloudReason, Origin, Reason
+from toprope_shared.serving.app import build_app, listen, run, serve
+from toprope_shared.serving.dataplane import DataPlane
+
+SHELF = make_shelf()
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Serve the shelf for this module."""
+    sock = listen("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    started = threading.Event()
+    stop: list[Callable[[], object]] = []
+
+    async def main() -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task
+        stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        try:
+            await serve(build_app(DataPlane(SHELF)), sock, ready=started.set, grace_s=1)
+        except asyncio.CancelledError:
+            task.uncancel()
+
+    thread = threading.Thread(target=lambda: run(main()))
+    thread.start()
+    assert started.wait(10)
+    yield f"127.0.0.1:{port}"
+    stop[0]()
+    thread.join(10)
+
+
+@pytest.fixture
+def url(address: str) -> Iterator[str]:
+    kept = SHELF.provenance
+    yield f"http://{address}"
+    SHELF.provenance, SHELF.fails, SHELF.pause = kept, None, 0
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def predict(*arguments: str) -> Result:
+    return CliRunner().invoke(predict_app, list(arguments))
+
+
+def told(result: Result, *, as_json: bool = False) -> Any:
+    assert result.exit_code == 0, result.exception
+    return json.loads(result.stdout) if as_json else result.stdout.splitlines()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    x = np.array([[1, 2, 3]])
+    np.save(tmp_path / "x.npy", x.astype(np.float64))
+    np.save(tmp_path / "row.npy", x[0])
+    np.savez(tmp_path / "pair.npz", a=np.array([1.5]), b=np.array([2]))
+    (tmp_path / "x.json").write_text("[[1, 2, 3]]")
+    (tmp_path / "named.json").write_text('{"x": [[1, 2, 3]]}')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text", ["x.npy", "row.npy", "x.json", "named.json", "x=x.npy", "[[1, 2, 3]]", "x=[1, 2, 3]", '{"x": [[1, 2, 3]]}']
+)
+def test_an_input_is_a_file_or_json_by_name_or_alone(
+    url: str, files: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    assert told(predict("affine", "--input", text, "--url", url, "--json"), as_json=True)["outputs"] == {"y": [[3, 5, 7]]}
+
+
+def test_several_inputs_come_from_one_npz_or_by_name(url: str, files: Path) -> None:
+    expected = {"sum": [3.5], "twice": [4]}
+    npz = predict("pair", "--input", str(files / "pair.npz"), "--url", url, "--json")
+    named = predict("pair", "--input", "a=[1.5]", "--input", "b=[2]", "--url", url, "--json")
+    assert told(npz, as_json=True)["outputs"] == told(named, as_json=True)["outputs"] == expected
+
+
+def test_strings_are_sent_and_printed(url: str) -> None:
+    answer = told(predict("strings", "--input", '["ab", "é"]', "--url", url, "--json"), as_json=True)
+    assert answer["outputs"]["upper"] == ["AB", "é"]
+
+
+def test_the_answer_is_told_in_sentences_with_its_label(url: str) -> None:
+    assert told(predict("affine", "--input", "[1, 3, 2]", "--url", url)) == [
+        "y (1x3): [[3., 7., 5.]]",
+        "y says: green",
+        "The edge answered with affine 1.2.0 on onnxruntime/1.32.0;float32.",
+    ]
+
+
+def test_a_fallback_and_a_lesser_answer_are_told(url: str) -> None:
+    SHELF.provenance = replace(
+        SHELF.provenance, origin=Origin.CLOUD, fallback_reason=Reason.NO_MODEL, degraded_reason=CloudReason.OFFLINE
+    )
+    lines = told(predict("affine", "--input", "[1, 3, 2]", "--version", "7", "--url", url))
+    assert lines[-3].startswith("The cloud answered with affine 1.2.0")
+    assert lines[-2:] == [
+        "The edge alone did not answer: no_model.",
+        "This is a lesser answer, because the cloud could not better it: offline.",
+    ]
+    answer = told(predict("affine", "--input", "[1, 3, 2]", "--url", url, "--json"), as_json=True)
+    assert (answer["origin"], answer["fallback_reason"], answer["labels"]) == ("cloud", "no_model", {"y": ["green"]})
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "error", "sentence"),
+    [
+        ("none", ["[1]"], NotFoundError, "there is no model 'none'"),
+        ("affine", ["[1, 2]"], RequestError, "has shape"),
+        ("affine", ['["a", "b", "c"]'], RequestError, "value of type string"),
+        ("affine", ["[1, [2]]"], RequestError, "not all of the same size"),
+        ("affine", ["nonsense"], InputError, "can't read the input"),
+        ("affine", ["missing.npy"], InputError, "can't read the input"),
+        ("affine", ["q=[1, 2, 3]"], InputError, "there is no input 'q'"),
+        ("pair", ["[1]"], InputError, "say which input this is, e.g. --input a=..."),
+        ("pair", ["a=[1]"], RequestError, "missing input 'b'"),
+    ],
+)
+def test_a_wrong_question_is_told(url: str, model: str, inputs: list[str], error: type[Exception], sentence: str) -> None:
+    arguments = [part for text in inputs for part in ("--input", text)]
+    result = predict(model, *arguments, "--url", url)
+    assert isinstance(result.exception, error)
+    assert sentence in str(result.exception)
+
+
+def test_an_array_with_objects_is_never_unpickled(url: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    result = predict("affine", "--input", str(tmp_path / "x.npy"), "--url", url)
+    assert isinstance(result.exception, InputError)
+
+
+def test_when_nobody_answers_the_reasons_are_told(url: str) -> None:
+    SHELF.fails = UnavailableError("nobody can answer", reasons=("no_model", "offline"))
+    result = predict("affine", "--input", "[1, 2, 3]", "--url", url)
+    assert isinstance(result.exception, UnavailableError)
+    assert str(result.exception) == "nobody can answer (no_model, offline)"
+
+
+def test_an_answer_that_comes_too_late_is_told(url: str) -> None:
+    SHELF.pause = 3
+    result = predict("affine", "--input", "[1, 2, 3]", "--url", url, "--timeout", "0.2")
+    assert isinstance(result.exception, DeadlineError)
+
+
+def test_a_server_that_speaks_something_else_is_told(url: str, tmp_path: Path) -> None:
+    result = predict("affine", "--input", "[1]", "--url", f"{url}/metrics")
+    assert isinstance(result.exception, RequestError)
+    result = predict("affine", "--input", "[1]", "--url", "not a url")
+    assert isinstance(result.exception, InputError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["affine", "--input", "[1]", "--url", "http://127.0.0.1:{port}"], 1, "nothing listens at http://127.0.0.1:"),
+        (["none", "--input", "[1]", "--url", "{url}"], 2, "there is no model 'none'"),
+        (["affine", "--input", "oops", "--url", "{url}"], 2, "can't read the input"),
+    ],
+)
+def test_the_exit_code_says_whose_fault_it_was(
+    url: str, free_port: int, arguments: list[str], code: int, sentence: str
+) -> None:
+    script = (
+        "import sys; from toprope_shared import cli, commands; cli.build_app = lambda: commands.predict_app; "
+        "sys.argv[0] = 'predict'; cli.main()"
+    )
+    filled = [argument.replace("{port}", str(free_port)).replace("{url}", url) for argument in arguments]
+    done = subprocess.run([sys.executable, "-c", script, *filled], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == code
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_the_commands_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, toprope_shared.commands; print([m for m in ('numpy', 'urllib3', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"
+
+
+def doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(doctor_app, list(arguments))
+
+
+def test_the_doctor_finds_this_machine_fit(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPROPE_HOME", str(tmp_path / "new"))
+    url = f"http://{address}"
+    result = doctor("--broker", address, "--cloud", url, "--agent", url)
+    assert result.exit_code == 0, result.stdout
+    lines = result.stdout.splitlines()
+    assert any(line.startswith("ok      engine onnxruntime ") for line in lines)
+    assert f"ok      a broker listens at {address}" in lines
+    assert f"ok      the agent answers at {url}" in lines
+    assert not any(line.startswith("error") for line in lines)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_asked_for_and_is_away_is_an_error(free_port: int) -> None:
+    result = doctor("--broker", f"127.0.0.1:{free_port}", "--cloud", f"http://127.0.0.1:{free_port}")
+    assert result.exit_code == 1
+    errors = [line for line in result.stdout.splitlines() if line.startswith("error")]
+    assert [line.split()[1:3] for line in errors] == [["no", "broker"], ["the", "cloud"]]
+
+
+def test_what_was_not_asked_for_is_a_warning(free_port: int) -> None:
+    assert commands.check_broker(f"127.0.0.1:{free_port}", Level.WARNING).level is Level.WARNING
+    assert commands.check_url("cloud", f"http://127.0.0.1:{free_port}", Level.WARNING).level is Level.WARNING
+
+
+def test_something_else_at_the_url_is_found_out(address: str) -> None:
+    finding = commands.check_url("cloud", f"http://{address}/v2/models", Level.ERROR)
+    assert finding.level is Level.ERROR
+
+
+def test_an_alive_agent_without_a_model_is_told(url: str) -> None:
+    try:
+        for held in SHELF.models_:
+            held.ready = False
+        assert commands.check_url("agent", url, Level.ERROR).text.endswith("alive but not ready")
+    finally:
+        for held in SHELF.models_:
+            held.ready = True
+
+
+def test_a_broker_is_named_by_host_and_port() -> None:
+    with pytest.raises(InputError, match="host:port"):
+        commands.check_broker("localhost", Level.ERROR)
+
+
+@pytest.mark.parametrize(("version", "level"), [((3, 10, 9), Level.ERROR), ((3, 11, 0), Level.OK), ((3, 14, 1), Level.OK)])
+def test_an_old_python_is_told(version: tuple[int, ...], level: Level) -> None:
+    assert commands.check_python(version).level is level
+
+
+@pytest.mark.parametrize(
+    ("libc", "level"),
+    [(("glibc", "2.36"), Level.OK), (("glibc", "2.17"), Level.WARNING), (("", ""), Level.WARNING)],
+)
+def test_an_old_or_other_c_library_is_told(libc: tuple[str, str], level: Level) -> None:
+    assert commands.check_glibc(libc).level is level
+
+
+def test_a_state_folder_below_a_file_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert commands.check_home(tmp_path / "file" / "home")[0].level is Level.ERROR
+    assert commands.check_home(tmp_path / "a" / "b")[0].level is Level.OK

@@ -1,0 +1,67 @@
+"""Where a release came from: the versions of what took part and the revision of the source."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from toprope_shared.digest import sha256_file
+from toprope_shared.manifest import Provenance
+from toprope_training import catalogue
+from toprope_training.recipe import Recipe
+from toprope_training.steps import Trained
+
+UNKNOWN = "unknown"
+PACKAGES = (
+    "ai-edge-litert",
+    "keras",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "scikit-learn",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tf2onnx",
+    "tflite-runtime",
+    "toprope-shared",
+    "toprope-training",
+)
+
+
+def collect(reference: str, recipe: Recipe, trained: Trained, seed: int, created: int) -> Provenance:
+    """Return the provenance of a release that was made from the recipe at `reference`."""
+    file = catalogue.source(reference)
+    return Provenance(
+        recipe=file.stem,
+        parameters={**recipe.parameters(), "recipe_sha256": sha256_file(file)},
+        data_sha256=trained.data_sha256,
+        weights_sha256=trained.weights_sha256,
+        seed=seed,
+        source_revision=revision(file.parent),
+        packages=packages(),
+        created=created,
+    )
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of Python and of every installed package that takes part."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def revision(folder: Path) -> str:
+    """Return the commit that `folder` is checked out from, with `-dirty` when files were changed since; else "unknown"."""
+    git = shutil.which("git")
+    if git is None:
+        return UNKNOWN
+    command = [git, "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else UNKNOWN
