@@ -105,7 +105,14 @@ class MetadataRepository(Repository):
         self._seal()
 
     def accept_models(self, data: bytes) -> Targets:
-        """Take in the next version of the models role's metadata, signed elsewhere.
+        """Store the next version of the models role's metadata, signed elsewhere; see `check_models`."""
+        signed = self.check_models(data)
+        self._store(MODELS, signed.version, data)
+        self._seal()
+        return signed
+
+    def check_models(self, data: bytes) -> Targets:
+        """Verify the next version of the models role's metadata.
 
         Raises:
             InputError: it is not metadata, or not the next version, or drops a release.
@@ -120,15 +127,13 @@ class MetadataRepository(Repository):
         except RepositoryError as error:
             raise TrustError(f"the metadata is not signed by the models role: {error}") from error
         self._check_successor(md.signed)
-        self._store(MODELS, md.signed.version, data)
-        self._seal()
         return md.signed
 
     def _check_successor(self, new: Targets) -> None:
         old = self.targets(MODELS)
         if new.version != old.version + 1:
             raise InputError(
-                f"version {new.version} of the models metadata was sent, {old.version + 1} comes next; fetch it again and sign anew"
+                f"version {new.version} of the models metadata was sent and {old.version + 1} comes next; sign the newest anew"
             )
         if new.is_expired(self._now()):
             raise InputError("the models metadata has expired; sign it again")

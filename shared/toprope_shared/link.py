@@ -310,7 +310,7 @@ class Link:
             self._came_up.notify_all()
 
     def _set_down(self, why: str) -> None:
-        if self._up.is_set():
+        if self._up.is_set() and not self._closing:
             log.warning("the connection to the broker is gone (%s); reconnecting", why)
         self._up.clear()
 

@@ -1,0 +1,150 @@
+"""The control plane over HTTP: blobs, releases, rollouts, devices and the public metadata. Thin doors over the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from toprope_cloud.fleet import Fleet
+from toprope_cloud.registry import Registry
+from toprope_shared import __version__
+from toprope_shared.digest import is_sha256, sha256_file
+from toprope_shared.errors import InputError, NotFoundError, TooLargeError, TrustError
+from toprope_shared.serving.app import routes
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.http_errors import exception_handlers
+
+MAX_BLOB_BYTES = 2 << 30
+MAX_METADATA_BYTES = 5_000_000
+OnChange = Callable[[], Awaitable[None]]
+
+
+class RolloutBody(BaseModel):
+    """Which release a channel should move to."""
+
+    model: str
+    version: str
+
+
+def build_app(plane: DataPlane, registry: Registry, fleet: Fleet, token: str, on_change: OnChange) -> FastAPI:
+    """Return the cloud's app: the control plane below `/api` and `/trust`, and the inference doors."""
+    app = FastAPI(title="toprope cloud", version=__version__, exception_handlers=dict(exception_handlers()))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.include_router(_control(registry, fleet, token, on_change))
+    app.router.routes.extend(routes(plane))
+    return app
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": f"the request's body does not fit: {error}", "code": "bad_request"}, status_code=400)
+
+
+def _control(registry: Registry, fleet: Fleet, token: str, on_change: OnChange) -> APIRouter:
+    router = APIRouter()
+
+    def operator(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if not hmac.compare_digest(given.encode(), token.encode()):
+            raise TrustError("this change needs the operator's token: Authorization: Bearer <keys/operator.token>")
+
+    guard = [Depends(operator)]
+
+    @router.put("/api/blobs/{digest}", status_code=201, dependencies=guard)
+    async def put_blob(digest: str, request: Request) -> dict[str, Any]:
+        """Store bytes under their SHA-256."""
+        return {"sha256": digest, "length": await _store(registry, digest, request)}
+
+    @router.head("/api/blobs/{digest}")
+    async def has_blob(digest: str) -> Response:
+        """Say whether these bytes are here."""
+        return Response(status_code=200 if is_sha256(digest) and registry.blobs.has(digest) else 404)
+
+    @router.get("/trust/{name}")
+    async def trust(name: str) -> Response:
+        """Return a metadata file: `<role>.json` (the newest) or `<version>.<role>.json`."""
+        return Response(await asyncio.to_thread(_metadata, registry, name), media_type="application/json")
+
+    @router.post("/api/releases", status_code=201, dependencies=guard)
+    async def post_release(request: Request) -> dict[str, Any]:
+        """Take in the models role's next signed metadata."""
+        body = await request.body()
+        if len(body) > MAX_METADATA_BYTES:
+            raise TooLargeError(f"metadata of {len(body)} bytes is above {MAX_METADATA_BYTES}")
+        fresh = await asyncio.to_thread(registry.accept, body)
+        await on_change()
+        return {"releases": [_release(manifest) for manifest in fresh]}
+
+    @router.get("/api/releases")
+    async def get_releases() -> dict[str, Any]:
+        """List the signed releases, oldest first."""
+        return {"releases": [_release(one) for one in await asyncio.to_thread(registry.releases)]}
+
+    @router.post("/api/rollouts/{channel}", dependencies=guard)
+    async def post_rollout(channel: str, body: RolloutBody) -> dict[str, Any]:
+        """Move a channel to a release."""
+        rollout = await asyncio.to_thread(registry.roll_out, channel, body.model, body.version)
+        await on_change()
+        return {"channel": channel, "version": rollout.version}
+
+    @router.get("/api/rollouts/{channel}")
+    async def get_rollout(channel: str) -> Any:
+        """Return a channel's signed rollout."""
+        found = await asyncio.to_thread(registry.rollout, channel)
+        if found is None:
+            raise NotFoundError(f"the channel {channel} has no rollout")
+        return msgspec.to_builtins(found[0])
+
+    @router.get("/api/devices")
+    async def get_devices() -> dict[str, Any]:
+        """List the devices with their newest reports."""
+        return {"devices": await asyncio.to_thread(fleet.devices)}
+
+    return router
+
+
+def _release(manifest: Any) -> dict[str, Any]:
+    return {"model": manifest.model, "version": manifest.version, "release_counter": manifest.release_counter}
+
+
+def _metadata(registry: Registry, name: str) -> bytes:
+    version, _, role = name.removesuffix(".json").rpartition(".")
+    try:
+        if not role.replace("_", "").isalnum() or not name.endswith(".json") or (version and not version.isdigit()):
+            raise FileNotFoundError(name)
+        return registry.metadata.read(role, int(version) if version else None)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no metadata file {name}") from error
+
+
+async def _store(registry: Registry, digest: str, request: Request) -> int:
+    """Stream a body into a file, then take it over when its digest is right."""
+    if not is_sha256(digest):
+        raise InputError(f"{digest!r} is not a SHA-256 digest of 64 lower-case hex digits")
+    handle, name = tempfile.mkstemp(dir=registry.blobs.folder, prefix=".upload.")
+    path = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            async for part in request.stream():
+                file.write(part)
+                if file.tell() > MAX_BLOB_BYTES:
+                    raise TooLargeError(f"a blob may have {MAX_BLOB_BYTES} bytes")
+            length = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        if await asyncio.to_thread(sha256_file, path) != digest:
+            raise InputError(f"the bytes that came do not have the digest {digest}; send them again")
+        registry.blobs.adopt(path, digest)
+        return length
+    finally:
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one quick system call

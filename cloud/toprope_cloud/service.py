@@ -1,0 +1,109 @@
+"""The cloud service: one task group over the HTTP doors, the publisher, the sender and what devices tell."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from toprope_cloud.api import build_app
+from toprope_cloud.broker import BrokerFiles
+from toprope_cloud.fleet import Fleet
+from toprope_cloud.keys import Keyring
+from toprope_cloud.layout import Layout
+from toprope_cloud.metadata import MetadataRepository
+from toprope_cloud.models import CloudModels
+from toprope_cloud.publisher import Publisher, listen_to_devices
+from toprope_cloud.registry import Registry
+from toprope_cloud.sender import Sender
+from toprope_shared.blobs import Blobs
+from toprope_shared.clock import SystemClock
+from toprope_shared.engines import find_engines
+from toprope_shared.errors import InputError
+from toprope_shared.link import Address, Link
+from toprope_shared.serving.app import listen, serve
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.metrics import Metrics
+from toprope_shared.topics import PREFIX, Topics
+
+log = logging.getLogger(__name__)
+
+
+class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [cloud] of toprope.toml.
+
+    Attributes:
+        host, port: where the HTTP doors listen.
+        broker: the broker's addresses, separated by commas.
+        topic_prefix: first levels of every topic.
+        log_level: debug, info, warning or error.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    broker: str = "mqtt://127.0.0.1:1883"
+    topic_prefix: str = PREFIX
+    log_level: str = "info"
+
+
+async def run(settings: CloudSettings, home: Path) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        InputError: the port is taken, or there are no keys yet.
+    """
+    layout = Layout(home)
+    if not (layout.trust / "timestamp.json").exists():
+        raise InputError(f"there is no trust metadata in {layout.trust}; make it with: toprope keys init")
+    sock = listen(settings.host, settings.port)
+    keyring = Keyring(layout.keys)
+    metadata = MetadataRepository(layout.trust, keyring, clock=SystemClock())
+    await asyncio.to_thread(metadata.renew)
+    registry = Registry(metadata, Blobs(layout.blobs), SystemClock())
+    engines, missing = find_engines(["onnxruntime"])
+    for one in missing:
+        raise InputError(one.why)
+    models = CloudModels(registry, registry.blobs, engines)
+    fleet = Fleet(layout.database)
+    topics = Topics(settings.topic_prefix)
+    credentials = BrokerFiles(layout, topics).cloud()
+    addresses = tuple(Address.parse(url) for url in settings.broker.split(","))
+    link = Link(addresses, client_id=credentials.client_id, username=credentials.username, password=credentials.password)
+    stop = _stop_on_signals()
+    try:
+        async with link:
+            publisher = Publisher(link, topics, registry)
+
+            async def on_change() -> None:
+                await asyncio.to_thread(models.refresh)
+                publisher.changed()
+
+            await on_change()
+            plane = DataPlane(models, metrics=Metrics(CollectorRegistry()))
+            app = build_app(plane, registry, fleet, keyring.token(), on_change)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(serve(app, sock), name="http"),
+                    group.create_task(publisher.run(), name="publisher"),
+                    group.create_task(Sender(link, topics, registry.blobs).run(), name="sender"),
+                    group.create_task(listen_to_devices(link, topics, fleet), name="devices"),
+                ]
+                log.info("the cloud listens on http://%s:%d and speaks to %s", *sock.getsockname()[:2], settings.broker)
+                await stop.wait()
+                log.info("stopping")
+                for task in tasks:
+                    task.cancel()
+    finally:
+        models.close()
+        fleet.close()
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
