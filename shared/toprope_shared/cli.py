@@ -36,7 +36,11 @@ def build_app() -> typer.Typer:
             raise typer.Exit
 
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
-        part: typer.Typer = entry.load()
+        try:
+            part: typer.Typer = entry.load()
+        except ImportError as error:  # one broken room must not take the others' commands down
+            typer.echo(f"toprope: the command {entry.name} can't be loaded: {error}", err=True)
+            continue
         if len(part.registered_commands) == 1 and part.registered_callback is None and not part.registered_groups:
             app.command(entry.name)(part.registered_commands[0].callback)  # type: ignore[type-var]
         else:
