@@ -12,7 +12,7 @@ import typer
 from toprope_shared.errors import InputError
 
 train_app = typer.Typer()
-release_app = typer.Typer(help="Look at a release.", no_args_is_help=True)
+release_app = typer.Typer(help="Look at a release, or publish it.", no_args_is_help=True)
 
 
 @train_app.command()
@@ -49,7 +49,7 @@ def train(
 
 @release_app.callback()
 def release_group() -> None:
-    """Look at a release."""
+    """Look at a release, or publish it."""
 
 
 @release_app.command("show")
@@ -61,6 +61,37 @@ def show_release(folder: Path = typer.Argument(help="A bundle directory.")) -> N
     from toprope_training.bundle import Bundle
 
     Console().print(show.release(Bundle.open(folder).manifest), highlight=False)
+
+
+@release_app.command("publish")
+def publish_release(
+    folder: Path = typer.Argument(help="A bundle directory."),
+    cloud: str = typer.Option("http://127.0.0.1:8000", help="The cloud's address."),
+    channel: str = typer.Option("stable", help="The channel to roll out on."),
+    no_rollout: bool = typer.Option(False, "--no-rollout", help="Sign the release and let no device run it yet."),
+    keys: Path | None = typer.Option(None, help="The folder of models.pem and operator.token; without it, keys/ at home."),
+    timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
+) -> None:
+    """Upload a bundle, sign it with the models key and roll it out."""
+    from toprope_shared.settings import home
+    from toprope_training import publish
+    from toprope_training.progress import shown
+
+    root = home() / "trust" / "1.root.json"
+    with shown() as progress:
+        done = publish.publish(
+            folder,
+            cloud,
+            channel=None if no_rollout else channel,
+            keys=keys or home() / "keys",
+            root=root,
+            timeout=timeout,
+            progress=progress,
+        )
+    signed = "The release is signed" if done.signed else "The release was signed before"
+    typer.echo(f"{signed} (models metadata version {done.metadata_version}); {done.uploaded} files were uploaded.")
+    if done.channel:
+        typer.echo(f"The channel {done.channel} rolls it out; watch with: toprope devices --url {cloud}")
 
 
 def _list() -> None:

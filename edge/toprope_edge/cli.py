@@ -1,0 +1,57 @@
+"""The edge's subcommand: `toprope edge run`. Heavy imports stand inside the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="The agent on the device.", no_args_is_help=True)
+
+
+@app.callback()
+def _edge() -> None:
+    """The agent on the device."""
+
+
+@app.command("run")
+def run(
+    device: str = typer.Option(None, help="The name that this device was enrolled with."),
+    host: str = typer.Option(None, help="Address of the local door; 127.0.0.1 by default."),
+    port: int = typer.Option(None, help="Port of the local door; 8501 by default."),
+    engines: str = typer.Option(None, help="Engines to use, with commas; all installed by default; none for none."),
+    models: str = typer.Option(None, help="Models of the channel to hold, with commas; all by default."),
+    broker: str = typer.Option(None, help="The broker's address; mqtt://127.0.0.1:1883 by default."),
+    cloud: str = typer.Option(None, help="The cloud's address; http://127.0.0.1:8000 by default; none for none."),
+    channel: str = typer.Option(None, help="The channel to follow; stable by default."),
+    enrolment: str = typer.Option(None, help="Folder that `toprope keys enroll` made."),
+    state: str = typer.Option(None, help="Folder of everything that the agent writes."),
+    probation_calls: int = typer.Option(None, help="Successful calls after which a new model is kept."),
+    probation_seconds: float = typer.Option(None, help="Seconds after which a new model is kept."),
+    log_level: str = typer.Option(None, help="debug, info, warning or error."),
+    settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
+) -> None:
+    """Fetch, verify, try out and run models, and answer on a local URL until stopped."""
+    from toprope_edge import agent
+    from toprope_shared.cli import setup_logging
+    from toprope_shared.serving import app as serving
+    from toprope_shared.settings import home, load
+
+    flags = {
+        "device": device,
+        "host": host,
+        "port": port,
+        "engines": engines.split(",") if engines else None,
+        "models": models.split(",") if models else None,
+        "broker": broker,
+        "cloud": cloud,
+        "channel": channel,
+        "enrolment": enrolment,
+        "state": state,
+        "probation_calls": probation_calls,
+        "probation_seconds": probation_seconds,
+        "log_level": log_level,
+    }
+    settings = load(agent.EdgeSettings, "edge", flags, file=settings_file)
+    setup_logging(settings.log_level)
+    serving.run(agent.run(settings, home()))

@@ -1,0 +1,290 @@
+"""Takes a signed rollout and walks each model through an update's life, writing each step down before it acts.
+
+Before the switch a failure discards the candidate and the old model never notices; after it a failure rolls back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from toprope_edge.download import Fetcher
+from toprope_edge.journal import LIFE, Journal, Slot, State, Update
+from toprope_edge.runtime import Runtime
+from toprope_shared import probe
+from toprope_shared.blobs import Blobs
+from toprope_shared.clock import Clock
+from toprope_shared.engines import Engine
+from toprope_shared.errors import DeviceError, InputError, IntegrityError, LinkError, ProbeError, TopropeError, TrustError
+from toprope_shared.inference import Reason
+from toprope_shared.manifest import Artifact, Manifest, Placement, Variant, parse
+from toprope_shared.messages import DesiredRelease, Rollout
+
+log = logging.getLogger(__name__)
+
+MAX_VARIANTS = 3
+MAX_ATTEMPTS = 3
+SPARE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Probation:
+    """How long a new model is watched before it is kept: successful calls or seconds, whichever comes first."""
+
+    calls: int = 20
+    failures: int = 3
+    seconds: float = 60.0
+
+
+class UpdateRunner:
+    """Drives the updates of one device.
+
+    Args:
+        require: raises TrustError when a desired release is not signed by the models role.
+        changed: called after each transition, so that state and reports go out.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        blobs: Blobs,
+        fetcher: Fetcher,
+        runtime: Runtime,
+        engines: Mapping[str, Engine],
+        *,
+        clock: Clock,
+        require: Callable[[DesiredRelease], None],
+        changed: Callable[[], None],
+        probation: Probation,
+    ) -> None:
+        self._journal = journal
+        self._blobs = blobs
+        self._fetcher = fetcher
+        self._runtime = runtime
+        self._engines = engines
+        self._clock = clock
+        self._require = require
+        self._changed = changed
+        self._probation = probation
+        self.waiting = False
+
+    async def restore(self) -> None:
+        """Open what the journal says is current; called once, before anything else, with no network needed."""
+        for model in self._journal.models():
+            if not await self._open_slot(model) and self._journal.slot(model, "previous"):
+                self._journal.swap_back(model)
+                await self._open_slot(model)
+        for update in self._journal.updates():
+            again = LIFE[update.state].after_power_loss
+            if again is State.OFFERED:
+                self._journal.retry_from_start(update.release.model)
+            elif again in (State.PROBATION, State.ROLLING_BACK):
+                await self._resume(update)
+
+    async def _open_slot(self, model: str) -> bool:
+        slot = self._journal.slot(model)
+        if slot is None:
+            return False
+        manifest: Manifest | None = None
+        try:
+            manifest = parse(self._blobs.read(slot.manifest_sha256))
+            variant = _variant(manifest, slot.variant)
+            self._runtime.switch(await self._runtime.prepare(manifest, variant, slot.engine))
+            self._runtime.keep(model)
+        except (DeviceError, InputError) as error:
+            self._broken(model, slot, manifest, error)
+            return False
+        return True
+
+    def _broken(self, model: str, slot: Slot, manifest: Manifest | None, error: TopropeError) -> None:
+        log.error("%s does not open from disk: %s", model, error)
+        lost_engine = slot.engine not in self._engines
+        reason = Reason.INTEGRITY_FAILED if isinstance(error, IntegrityError) else Reason.LOAD_FAILED
+        if lost_engine:
+            reason = Reason.RUNTIME_MISSING
+        update = self._journal.update(model)
+        if update:
+            self._journal.report(update.release, update.state, int(self._clock.now()), reason, str(error))
+            if not lost_engine:
+                self._journal.forget_update(model)  # the rollout offers it again, and it is fetched again
+        if manifest:
+            self._runtime.set_unavailable(manifest, reason, str(error))
+
+    async def _resume(self, update: Update) -> None:
+        """Go on after power loss in PROBATION or ROLLING_BACK: the slots were switched already."""
+        release = update.release
+        if update.state is State.ROLLING_BACK or update.attempts > MAX_ATTEMPTS:
+            await self._roll_back(release, "crash_loop", "it was interrupted while it was watched", switched=False)
+        else:
+            self._enter(release, State.ACTIVATING, text="watched again after a restart")
+            self._enter(release, State.PROBATION)
+            self._commit(release, _read_manifest(self._blobs, release))
+
+    async def follow(self, rollout: Rollout, models: Iterable[str] | None) -> None:
+        """Bring the models to what a verified rollout names; returns when nothing is left to do now."""
+        self.waiting = False
+        for release in rollout.releases:
+            if models is None or release.model in models:
+                self._offer(release)
+                await self._walk(release, rollout)
+
+    def _offer(self, release: DesiredRelease) -> None:
+        update = self._journal.update(release.model)
+        if update is None or update.release != release:
+            self._journal.offer(release, int(self._clock.now()))
+            self._changed()
+
+    async def _walk(self, release: DesiredRelease, rollout: Rollout) -> None:
+        update = self._journal.update(release.model)
+        if update is None or LIFE[update.state].after_power_loss is None:
+            return
+        if update.state is not State.OFFERED:
+            self._journal.retry_from_start(release.model)
+        try:
+            await self._advance(release, rollout)
+        except LinkError as error:
+            self.waiting = True
+            log.warning("the update of %s waits: %s", release.model, error)
+        except (TopropeError, OSError) as error:
+            code = error.code if isinstance(error, TopropeError) else "disk"
+            log.error("%s %s is discarded: %s", release.model, release.version, error)
+            refused = None if isinstance(error, OSError) else str(error)
+            self._enter(release, State.DISCARDED, code=code, text=str(error), refused=refused)
+
+    async def _advance(self, release: DesiredRelease, rollout: Rollout) -> None:
+        self._enter(release, State.PRECHECK)
+        manifest, candidates = await self._precheck(release)
+        self._enter(release, State.FETCHING, text=f"{sum(v.artifact.length for v in candidates)} bytes")
+        await self._fetcher.fetch(manifest.golden.artifact)
+        for variant in candidates:
+            await self._fetcher.fetch(variant.artifact)
+        self._enter(release, State.RECONSTRUCT)
+        for artifact in (manifest.golden.artifact, *(variant.artifact for variant in candidates)):
+            await asyncio.to_thread(self._blobs.read, artifact.sha256)
+        self._enter(release, State.VERIFIED)
+        chosen, result = await self._probe(manifest, candidates)
+        text = f"{chosen.name} on {result.runtime}: {result.latency_us:.1f} µs, off by {result.error_ppm} ppm"
+        self._enter(release, State.PROBED, text=text)
+        if rollout.paused:
+            raise LinkError("the rollout is paused")
+        if rollout.activate_before < self._clock.now():
+            raise TrustError("the rollout's time to activate is over")
+        self._enter(release, State.ARMED)
+        await self._activate(release, manifest, chosen, result.engine)
+
+    async def _precheck(self, release: DesiredRelease) -> tuple[Manifest, list[Variant]]:
+        self._require(release)
+        refusal = self._journal.refusal(release.manifest_sha256)
+        if refusal:
+            raise TrustError(f"this release was refused before: {refusal}")
+        if release.release_counter < self._journal.floor(release.model):
+            raise TrustError(f"its counter is below this device's floor {self._journal.floor(release.model)}")
+        await self._fetcher.fetch(Artifact(release.manifest_sha256, release.manifest_length))
+        manifest = _read_manifest(self._blobs, release)
+        named = (release.model, release.version, release.release_counter)
+        if (manifest.model, manifest.version, manifest.release_counter) != named:
+            raise TrustError("the manifest is of another release than the rollout names")
+        formats = {engine.format for engine in self._engines.values()}
+        fitting = [variant for variant in manifest.placed(Placement.EDGE) if variant.format in formats]
+        if not fitting:
+            raise DeviceError(f"no variant of it runs on this device's engines ({', '.join(self._engines) or 'none'})")
+        candidates = sorted(fitting, key=lambda variant: variant.artifact.length)[:MAX_VARIANTS]
+        needed = sum(variant.artifact.length for variant in candidates) + SPARE_BYTES
+        if shutil.disk_usage(self._blobs.folder).free < needed:
+            raise OSError(f"the disk has less than {needed >> 20} MiB left")
+        return manifest, candidates
+
+    async def _probe(self, manifest: Manifest, candidates: list[Variant]) -> tuple[Variant, probe.ProbeResult]:
+        """Try every candidate with every fitting engine; the fastest that holds its golden outputs is chosen."""
+        golden = self._blobs.path(manifest.golden.artifact.sha256)
+        passed: list[tuple[Variant, probe.ProbeResult]] = []
+        failed: list[str] = []
+        for variant in candidates:
+            for name, engine in self._engines.items():
+                if engine.format != variant.format:
+                    continue
+                file = self._blobs.path(variant.artifact.sha256)
+                request = probe.request_for(manifest, variant, name, file, golden)
+                try:
+                    passed.append((variant, await asyncio.to_thread(probe.probe, request)))
+                except ProbeError as error:
+                    failed.append(f"{variant.name}: {error}")
+        if not passed:
+            raise ProbeError("; ".join(failed))
+        return min(passed, key=lambda one: one[1].latency_us)
+
+    async def _activate(self, release: DesiredRelease, manifest: Manifest, variant: Variant, engine: str) -> None:
+        self._enter(release, State.ACTIVATING)
+        loaded = await self._runtime.prepare(manifest, variant, engine)
+        self._runtime.switch(loaded)
+        slot = Slot(release.model, release.manifest_sha256, variant.name, engine)
+        self._enter(release, State.PROBATION, slot=slot, text=loaded.runtime)
+        watch = self._probation
+        kept = await self._runtime.probation(
+            release.model, calls=watch.calls, failures=watch.failures, seconds=watch.seconds
+        )
+        if kept:
+            self._runtime.keep(release.model)
+            self._commit(release, manifest)
+        else:
+            await self._roll_back(release, "probation_failed", "too many of its first live calls failed", switched=True)
+
+    def _commit(self, release: DesiredRelease, manifest: Manifest) -> None:
+        self._enter(release, State.COMMITTED, floor=release.release_counter)
+        log.info("%s %s is committed", manifest.model, manifest.version)
+        self._blobs.drop_all_but(self._pinned())
+
+    def _pinned(self) -> set[str]:
+        keep = {update.release.manifest_sha256 for update in self._journal.updates()}
+        for slot in self._journal.slots():
+            try:
+                manifest = parse(self._blobs.read(slot.manifest_sha256))
+            except (DeviceError, InputError):
+                continue  # what is broken on disk pins nothing
+            keep |= {slot.manifest_sha256, manifest.golden.artifact.sha256}
+            keep.add(_variant(manifest, slot.variant).artifact.sha256)
+        return keep
+
+    async def _roll_back(self, release: DesiredRelease, code: str, text: str, *, switched: bool) -> None:
+        log.error("%s %s is rolled back: %s", release.model, release.version, text)
+        self._enter(release, State.ROLLING_BACK, code=code, text=text)
+        has_previous = self._journal.slot(release.model, "previous") is not None
+        if switched and self._runtime.standby(release.model):
+            self._runtime.roll_back(release.model)
+        elif switched:
+            self._runtime.forget(release.model)
+        self._enter(release, State.ROLLED_BACK, code=code, text=text, refused=text, swap_back=True)
+        if not switched and has_previous:
+            await self._open_slot(release.model)
+
+    def _enter(
+        self,
+        release: DesiredRelease,
+        state: State,
+        *,
+        code: str = "",
+        text: str = "",
+        slot: Slot | None = None,
+        floor: int | None = None,
+        refused: str | None = None,
+        swap_back: bool = False,
+    ) -> None:
+        at = int(self._clock.now())
+        self._journal.enter(
+            release, state, at, code=code, text=text, slot=slot, floor=floor, refused=refused, swap_back=swap_back
+        )
+        self._changed()
+
+
+def _variant(manifest: Manifest, name: str) -> Variant:
+    for variant in manifest.variants:
+        if variant.name == name:
+            return variant
+    raise IntegrityError(f"the release {manifest.model} {manifest.version} has no variant {name}")
+
+
+def _read_manifest(blobs: Blobs, release: DesiredRelease) -> Manifest:
+    return parse(blobs.read(release.manifest_sha256))
