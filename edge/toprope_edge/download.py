@@ -7,7 +7,6 @@ The partial file is its own bitmap: after a restart every chunk in it is hashed 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import BinaryIO, Protocol
 from toprope_shared.blobs import Blobs
 from toprope_shared.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, ChunkManifest, Data, Need, count_chunks
 from toprope_shared.clock import Clock, SystemClock
-from toprope_shared.digest import sha256
+from toprope_shared.digest import sha256, sha256_file
 from toprope_shared.errors import InputError, IntegrityError, LinkError
 from toprope_shared.link import Link, Subscription
 from toprope_shared.manifest import Artifact
@@ -131,8 +130,7 @@ class Downloader:
                 log.info("%s… resumes with %d of %d chunks", digest[:12], len(have), table.count)
             await self._pull(digest, table.chunk_bytes, set(range(table.count)) - have, _Checked(file, table))
             os.fsync(file.fileno())
-            file.seek(0)
-            whole = await asyncio.to_thread(lambda: hashlib.file_digest(file, "sha256").hexdigest())
+            whole = await asyncio.to_thread(sha256_file, path)
         finally:
             file.close()
         if whole != digest:
