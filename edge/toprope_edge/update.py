@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_VARIANTS = 3
 MAX_ATTEMPTS = 3
 SPARE_BYTES = 16 << 20
+BROKEN = "BROKEN"  # reported when what is current does not open from disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class UpdateRunner:
             reason = Reason.RUNTIME_MISSING
         update = self._journal.update(model)
         if update:
-            self._journal.report(update.release, update.state, int(self._clock.now()), reason, str(error))
+            self._journal.report(update.release, BROKEN, int(self._clock.now()), reason, str(error))
             if not lost_engine:
                 self._journal.forget_update(model)  # the rollout offers it again, and it is fetched again
         if manifest:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner, Signer
 from tests.fakes.releases import tiny_release
-from tuf.api.metadata import Metadata, TargetFile
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from toprope_cloud import ceremony
 from toprope_cloud.keys import Keyring
@@ -32,7 +32,7 @@ class Installation:
     def next_models(self, *manifests: Manifest, signer: Signer | None = None) -> bytes:
         """Return the next models metadata with these releases, signed by the models key or by `signer`."""
         repository = self.registry.metadata
-        md = Metadata.from_bytes(repository.read(MODELS))
+        md = Metadata[Targets].from_bytes(repository.read(MODELS))
         for manifest in manifests:
             target = TargetFile.from_data(manifest.path, encode(manifest), ["sha256"])
             target.unrecognized_fields["custom"] = {COUNTER: manifest.release_counter}

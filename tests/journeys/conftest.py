@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class World:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        home.mkdir(parents=True, exist_ok=True)
         self.ports: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._http = urllib3.PoolManager(retries=False, timeout=10.0)
@@ -103,12 +104,12 @@ class World:
         except urllib3.exceptions.HTTPError:
             return 0
 
-    def ask(self, name: str, value: float, model: str = "double") -> tuple[int, dict[str, Any], dict[str, str]]:
+    def ask(self, name: str, value: float, model: str = "double") -> tuple[int, dict[str, Any], Mapping[str, str]]:
         """Ask for `model` with one number; return status, body and headers."""
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [value]}]}
         url = f"http://127.0.0.1:{self.ports[name]}/v2/models/{model}/infer"
         answer = self._http.request("POST", url, json=body)
-        return answer.status, answer.json(), dict(answer.headers)
+        return answer.status, answer.json(), answer.headers
 
     def devices(self) -> dict[str, dict[str, Any]]:
         url = f"http://127.0.0.1:{self.ports['cloud']}/api/devices"
