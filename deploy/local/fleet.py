@@ -22,15 +22,21 @@ WATCH_S = 120.0
 PAUSE_S = 0.3
 SETTLED = ("IDLE", "COMMITTED")
 SENTENCES = {
-    "FETCHING": "is being fetched",
-    "FETCHED": "is fetched",
-    "VERIFIED": "is verified against its signature",
+    "OFFERED": "is offered by the rollout",
+    "PRECHECK": "is held against signatures, floor and engines",
+    "FETCHING": "is being fetched over MQTT",
+    "RECONSTRUCT": "is complete",
+    "VERIFIED": "has the digests that were signed",
     "PROBED": "passed the try-out in a child process",
-    "PROBATION": "runs on probation",
-    "ACTIVATED": "runs on probation",
+    "ARMED": "may be activated",
+    "ACTIVATING": "is being opened beside the old one",
+    "PROBATION": "answers, on probation",
     "COMMITTED": "is kept",
+    "DISCARDED": "was discarded",
+    "ROLLING_BACK": "is being rolled back",
     "ROLLED_BACK": "was rolled back",
-    "FAILED": "failed",
+    "SUPERSEDED": "was superseded",
+    "BROKEN": "does not open from disk",
 }
 
 
