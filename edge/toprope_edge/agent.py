@@ -10,6 +10,7 @@ import fcntl
 import logging
 import signal
 import socket
+import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -219,7 +220,11 @@ class Agent:
                 log.debug("looking by the clock")
             await self._link.wait_connected()
             self._look.clear()
-            wait_s = REFRESH_S if await self._look_once() else RETRY_S
+            try:
+                wait_s = REFRESH_S if await self._look_once() else RETRY_S
+            except (OSError, sqlite3.Error) as error:  # answers go on; what can't be written down is not begun
+                log.error("the state folder can't be written, updates wait: %s", error)
+                wait_s = RETRY_S
 
     async def _look_once(self) -> bool:
         """Return whether everything was done that can be done now."""

@@ -62,7 +62,7 @@ LIFE: dict[State, Step] = {
     State.PROBATION: Step("the slots: current is the new release, previous the old one", State.PROBATION),
     State.COMMITTED: Step("the raised floor", None),
     State.DISCARDED: Step("the refused digest", None),
-    State.ROLLING_BACK: Step("nothing more", State.ROLLING_BACK),
+    State.ROLLING_BACK: Step("why", State.ROLLING_BACK),
     State.ROLLED_BACK: Step("the slots: current is the old release again; the refused digest", None),
     State.SUPERSEDED: Step("nothing more", None),
 }

@@ -75,18 +75,34 @@ class UpdateRunner:
     async def restore(self) -> None:
         """Open what the journal says is current; called once, before anything else, with no network needed."""
         for model in self._journal.models():
+            update = self._journal.update(model)
+            if update and update.state is State.PROBATION and not await self._watch_again(update):
+                continue
             if not await self._open_slot(model) and self._journal.slot(model, "previous"):
                 self._journal.swap_back(model)
                 await self._open_slot(model)
         for update in self._journal.updates():
-            again = LIFE[update.state].after_power_loss
-            if again is State.OFFERED:
+            if LIFE[update.state].after_power_loss is State.OFFERED:
                 self._journal.retry_from_start(update.release.model)
-            elif again in (State.PROBATION, State.ROLLING_BACK):
-                await self._resume(update)
+            elif update.state is State.ROLLING_BACK:
+                await self._roll_back(update.release, "interrupted", "it was being rolled back", switched=False)
 
-    async def _open_slot(self, model: str) -> bool:
-        slot = self._journal.slot(model)
+    async def _watch_again(self, update: Update) -> bool:
+        """Count the attempt and open the previous release as the one to fall back on; False when it was rolled back."""
+        release = update.release
+        if update.attempts >= MAX_ATTEMPTS:
+            await self._roll_back(
+                release, "crash_loop", "the agent ended again and again while it answered", switched=False
+            )
+            return False
+        self._enter(release, State.ACTIVATING, text="watched again after a restart")
+        self._enter(release, State.PROBATION)
+        if self._journal.slot(release.model, "previous"):
+            await self._open_slot(release.model, "previous")
+        return True
+
+    async def _open_slot(self, model: str, name: str = "current") -> bool:
+        slot = self._journal.slot(model, name)
         if slot is None:
             return False
         manifest: Manifest | None = None
@@ -94,10 +110,12 @@ class UpdateRunner:
             manifest = parse(self._blobs.read(slot.manifest_sha256))
             variant = _variant(manifest, slot.variant)
             self._runtime.switch(await self._runtime.prepare(manifest, variant, slot.engine))
-            self._runtime.keep(model)
         except (DeviceError, InputError) as error:
             self._broken(model, slot, manifest, error)
             return False
+        update = self._journal.update(model)
+        if update is None or update.state is not State.PROBATION:
+            self._runtime.keep(model)
         return True
 
     def _broken(self, model: str, slot: Slot, manifest: Manifest | None, error: TopropeError) -> None:
@@ -113,16 +131,6 @@ class UpdateRunner:
                 self._journal.forget_update(model)  # the rollout offers it again, and it is fetched again
         if manifest:
             self._runtime.set_unavailable(manifest, reason, str(error))
-
-    async def _resume(self, update: Update) -> None:
-        """Go on after power loss in PROBATION or ROLLING_BACK: the slots were switched already."""
-        release = update.release
-        if update.state is State.ROLLING_BACK or update.attempts > MAX_ATTEMPTS:
-            await self._roll_back(release, "crash_loop", "it was interrupted while it was watched", switched=False)
-        else:
-            self._enter(release, State.ACTIVATING, text="watched again after a restart")
-            self._enter(release, State.PROBATION)
-            self._commit(release, _read_manifest(self._blobs, release))
 
     async def follow(self, rollout: Rollout, models: Iterable[str] | None) -> None:
         """Bring the models to what a verified rollout names; returns when nothing is left to do now."""
@@ -142,9 +150,11 @@ class UpdateRunner:
         update = self._journal.update(release.model)
         if update is None or LIFE[update.state].after_power_loss is None:
             return
-        if update.state is not State.OFFERED:
-            self._journal.retry_from_start(release.model)
         try:
+            if update.state is State.PROBATION:
+                await self._watch(release, _read_manifest(self._blobs, release))
+                return
+            self._journal.retry_from_start(release.model)
             await self._advance(release, rollout)
         except LinkError as error:
             self.waiting = True
@@ -223,6 +233,10 @@ class UpdateRunner:
         self._runtime.switch(loaded)
         slot = Slot(release.model, release.manifest_sha256, variant.name, engine)
         self._enter(release, State.PROBATION, slot=slot, text=loaded.runtime)
+        await self._watch(release, manifest)
+
+    async def _watch(self, release: DesiredRelease, manifest: Manifest) -> None:
+        """Keep the new release when its first live calls go well, else roll back."""
         watch = self._probation
         kept = await self._runtime.probation(
             release.model, calls=watch.calls, failures=watch.failures, seconds=watch.seconds

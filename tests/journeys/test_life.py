@@ -158,3 +158,18 @@ def test_a_second_agent_on_the_same_state_is_refused_with_a_sentence(world: Worl
     assert done.returncode == 2
     assert b"another agent runs on" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_an_agent_killed_on_probation_watches_again_and_gives_up_after_three_attempts(world: World) -> None:
+    world.device("dev-1")
+    world.publish("1.0.0", 1, factor=2.0)
+    settled(world, "dev-1", "1.0.0")
+    world.kill("dev-1", signal.SIGTERM)
+    world.device("dev-1", "--probation-seconds", "600")
+    world.publish("1.1.0", 2, factor=5.0)
+    world.until(lambda: world.running("dev-1") == ("1.1.0", "PROBATION"), "probation")
+    for _ in range(3):
+        world.kill("dev-1")
+        world.device("dev-1", "--probation-seconds", "600")
+    world.until(lambda: "ROLLED_BACK" in world.states("dev-1", "1.1.0"), "the roll back")
+    answers(world, "dev-1", 2.0)
