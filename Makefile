@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ROOMS := shared edge cloud training
 export TOPROPE_HOME ?= $(CURDIR)/.toprope
 
-.PHONY: run test lint lock bench clean setup
+.PHONY: run test lint lock setup
 
 run: $(READY)
 	$(BIN)/python deploy/local/run.py $(if $(ONCE),--once) $(if $(RETRAIN),--retrain)
@@ -19,6 +19,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The lock names hashes and no registry; uv is installed beside, it is not part of the environment.
+lock:
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
+	.venv-lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--quiet -c requirements/constraints.txt $(ROOMS:%=--no-emit-package toprope-%) \
+		requirements/dev.in -o requirements/dev.txt
 
 setup: $(READY)
 
