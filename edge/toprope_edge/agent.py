@@ -152,6 +152,7 @@ class Agent:
         self._fetcher = Downloader(self._link, self._topics, device, self._blobs, state / "partial")
         self._runtime = Runtime(self._engines, self._blobs, threads=settings.threads, clock=self._clock)
         self._url = ""
+        self._told = 0
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
         probation = Probation(calls=settings.probation_calls, seconds=settings.probation_seconds)
@@ -260,6 +261,7 @@ class Agent:
                 await self._link.publish(self._topics.state(self._device), encode(self._state()), retain=True)
                 for report in self._journal.reports():
                     await self._link.publish(self._topics.report(self._device), encode(report))
+                    self._told = report.number
             except LinkError as error:
                 log.info("telling the cloud waits: %s", error)
 
@@ -295,7 +297,10 @@ class Agent:
         async with self._link.subscribe(self._topics.ack(self._device)) as acks:
             async for message in acks:
                 try:
-                    self._journal.acknowledged(decode(Ack, message.payload).number)
+                    number = decode(Ack, message.payload).number
+                    self._journal.acknowledged(number)
+                    if number >= self._told and self._journal.reports(1):
+                        self._changed.set()  # more wait than one batch carries
                 except InputError as error:
                     log.warning("an acknowledgement is passed over: %s", error)
 
