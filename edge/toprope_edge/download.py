@@ -118,7 +118,8 @@ class Downloader:
         await self._pull(digest, CHUNK_BYTES, set(range(count_chunks(length, CHUNK_BYTES))), memory)
         data = memory.data()
         if sha256(data) != digest:
-            raise IntegrityError(f"what came for {digest[:12]}… has another digest")
+            # Not the release's fault: a forged or damaged chunk must not refuse it for good.
+            raise LinkError(f"what came for {digest[:12]}… has another digest; it is asked for again later")
         return data
 
     async def _big(self, digest: str, table: ChunkManifest) -> None:
