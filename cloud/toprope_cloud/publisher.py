@@ -45,7 +45,8 @@ class Publisher:
                 self._due.clear()
                 wait_s = REASSERT_S if await self._publish_all() else RETRY_S
                 try:
-                    await asyncio.wait_for(self._due.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):  # wait_for of Python 3.11 can lose a cancellation
+                        await self._due.wait()
                 except TimeoutError:
                     await asyncio.to_thread(self._registry.metadata.renew)
 

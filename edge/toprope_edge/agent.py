@@ -216,7 +216,8 @@ class Agent:
         wait_s = REFRESH_S
         while True:
             try:
-                await asyncio.wait_for(self._look.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for of Python 3.11 can lose a cancellation
+                    await self._look.wait()
             except TimeoutError:
                 log.debug("looking by the clock")
             await self._link.wait_connected()

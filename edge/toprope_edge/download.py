@@ -172,7 +172,8 @@ class _Pull:
             if len(self._asked) <= self._window // 2:
                 await self._ask(clock.steady())
             try:
-                message = await asyncio.wait_for(data.get(), self._timeout_s(fruitless, rng))
+                async with asyncio.timeout(self._timeout_s(fruitless, rng)):
+                    message = await data.get()
             except TimeoutError:
                 fruitless += 1
                 if fruitless > FRUITLESS_TIMEOUTS:

@@ -188,7 +188,8 @@ class Link:
             LinkError: it is not up after `timeout_s` seconds.
         """
         try:
-            await asyncio.wait_for(self._up.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._up.wait()
         except TimeoutError as error:
             raise LinkError(f"no connection to {self._addresses[self._turn]} within {timeout_s:g} s") from error
 
@@ -224,7 +225,8 @@ class Link:
         """
         async with self.subscribe(topic, limit=1) as subscription:
             try:
-                return (await asyncio.wait_for(subscription.get(), timeout_s)).payload
+                async with asyncio.timeout(timeout_s):
+                    return (await subscription.get()).payload
             except TimeoutError as error:
                 raise LinkError(f"nothing on {topic} within {timeout_s:g} s") from error
 
