@@ -6,17 +6,19 @@ import asyncio
 import hmac
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from toprope_cloud.fleet import Fleet
+from toprope_cloud.jobs import Jobs
+from toprope_cloud.jobs_api import jobs_router
 from toprope_cloud.registry import Registry
 from toprope_shared import __version__
 from toprope_shared.digest import is_sha256, sha256_file
@@ -37,11 +39,13 @@ class RolloutBody(BaseModel):
     version: str
 
 
-def build_app(plane: DataPlane, registry: Registry, fleet: Fleet, token: str, on_change: OnChange) -> FastAPI:
+def build_app(plane: DataPlane, registry: Registry, fleet: Fleet, jobs: Jobs, token: str, on_change: OnChange) -> FastAPI:
     """Return the cloud's app: the control plane below `/api` and `/trust`, and the inference doors."""
     app = FastAPI(title="toprope cloud", version=__version__, exception_handlers=dict(exception_handlers()))
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.include_router(_control(registry, fleet, token, on_change))
+    guard = [Depends(operator_guard(token))]
+    app.include_router(_control(registry, fleet, guard, on_change))
+    app.include_router(jobs_router(jobs, guard))
     app.router.routes.extend(routes(plane))
     return app
 
@@ -50,15 +54,19 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"the request's body does not fit: {error}", "code": "bad_request"}, status_code=400)
 
 
-def _control(registry: Registry, fleet: Fleet, token: str, on_change: OnChange) -> APIRouter:
-    router = APIRouter()
+def operator_guard(token: str) -> Callable[[Request], None]:
+    """Return what refuses a request without the operator's token with a TrustError."""
 
     def operator(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if not hmac.compare_digest(given.encode(), token.encode()):
-            raise TrustError("this change needs the operator's token: Authorization: Bearer <keys/operator.token>")
+            raise TrustError("this needs the operator's token: Authorization: Bearer <keys/operator.token>")
 
-    guard = [Depends(operator)]
+    return operator
+
+
+def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], on_change: OnChange) -> APIRouter:
+    router = APIRouter()
 
     @router.put("/api/blobs/{digest}", status_code=201, dependencies=guard)
     async def put_blob(digest: str, request: Request) -> dict[str, Any]:

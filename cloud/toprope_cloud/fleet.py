@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import LargeBinary, create_engine, event, select
+from sqlalchemy import LargeBinary, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from toprope_cloud.database import open_database
 from toprope_shared.messages import DeviceState, Report
 
 SHOWN_REPORTS = 200
@@ -38,9 +39,7 @@ class Fleet:
     """Rows of devices and reports. Blocks for the length of a small transaction."""
 
     def __init__(self, database: Path) -> None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        self._engine = create_engine(f"sqlite:///{database}")
-        event.listen(self._engine, "connect", _durable)
+        self._engine = open_database(database)
         _Base.metadata.create_all(self._engine)
 
     def close(self) -> None:
@@ -93,8 +92,3 @@ class Fleet:
 def _reports(rows: Session, device: str) -> list[dict[str, Any]]:
     newest = select(_Report).where(_Report.device == device).order_by(_Report.number.desc()).limit(SHOWN_REPORTS)
     return [msgspec.json.decode(row.body) for row in reversed(rows.scalars(newest).all())]
-
-
-def _durable(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")

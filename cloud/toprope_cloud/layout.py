@@ -34,8 +34,13 @@ class Layout:
 
     @property
     def database(self) -> Path:
-        """Devices and their reports."""
+        """Devices, their reports, and training jobs."""
         return self.home / "cloud" / "fleet.sqlite"
+
+    @property
+    def jobs(self) -> Path:
+        """One folder for each training job: its log and its bundle."""
+        return self.home / "jobs"
 
     def device(self, name: str) -> Path:
         """A device's enrolment: its credentials and the bootstrap root."""

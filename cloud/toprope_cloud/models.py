@@ -18,7 +18,7 @@ from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, Session
 from toprope_shared.errors import DeadlineError, DeviceError, NotFoundError, UnavailableError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Origin, Provenance
-from toprope_shared.manifest import Manifest, Placement, Variant
+from toprope_shared.manifest import TEACHER, Manifest, Placement, Variant
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,10 @@ class CloudModels:
                     self._served.setdefault(manifest.model, []).append(served)
 
     def _choose(self, manifest: Manifest) -> _Served | None:
-        for variant in manifest.placed(Placement.CLOUD):
+        # A teacher is there to be asked; the others are in the maker's order.
+        for variant in sorted(manifest.placed(Placement.CLOUD), key=lambda one: one.reference != TEACHER):
             for engine in self._engines.values():
-                if engine.format == variant.format:
+                if variant.runs_on(engine.name, engine.format):
                     return _Served(manifest, variant, engine)
         log.warning("the cloud can't run %s %s: no variant is placed here", manifest.model, manifest.version)
         return None
@@ -97,7 +98,8 @@ class CloudModels:
         call = asyncio.get_running_loop().run_in_executor(self._pool, session.run, request.inputs)
         left = MAX_CALL_S if request.deadline is None else min(MAX_CALL_S, request.deadline - time.monotonic())
         try:
-            outputs = await asyncio.wait_for(call, max(left, 0.0))
+            async with asyncio.timeout(max(left, 0.0)):
+                outputs = await call
         except TimeoutError as error:
             raise DeadlineError(f"{request.model} did not answer in time") from error
         return InferenceResponse(

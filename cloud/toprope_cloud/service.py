@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from toprope_cloud.api import build_app
 from toprope_cloud.broker import BrokerFiles
 from toprope_cloud.fleet import Fleet
+from toprope_cloud.jobs import Jobs, Limits
 from toprope_cloud.keys import Keyring
 from toprope_cloud.layout import Layout
 from toprope_cloud.metadata import MetadataRepository
@@ -40,6 +42,9 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         host, port: where the HTTP doors listen.
         broker: the broker's addresses, separated by commas.
         topic_prefix: first levels of every topic.
+        training_jobs: training jobs that run at the same time.
+        training_hours: hours after which a training job is stopped.
+        training_uploads: whether recipes that come with a request are run; they are programs.
         log_level: debug, info, warning or error.
     """
 
@@ -47,6 +52,9 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int = 8000
     broker: str = "mqtt://127.0.0.1:1883"
     topic_prefix: str = PREFIX
+    training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
+    training_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
+    training_uploads: bool = False
     log_level: str = "info"
 
 
@@ -54,7 +62,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InputError: the port is taken, or there are no keys yet.
+        InputError: the port is taken, another service works on this home, or there are no keys yet.
     """
     layout = Layout(home)
     if not (layout.trust / "timestamp.json").exists():
@@ -64,18 +72,19 @@ async def run(settings: CloudSettings, home: Path) -> None:
     metadata = MetadataRepository(layout.trust, keyring, clock=SystemClock())
     await asyncio.to_thread(metadata.renew)
     registry = Registry(metadata, Blobs(layout.blobs), SystemClock())
-    engines, missing = find_engines(["onnxruntime"])
-    for one in missing:
-        raise InputError(one.why)
+    engines, missing = find_engines()
+    if not engines:
+        raise InputError(f"no engine is installed, so the cloud can't answer: {'; '.join(one.why for one in missing)}")
     models = CloudModels(registry, registry.blobs, engines)
     fleet = Fleet(layout.database)
     topics = Topics(settings.topic_prefix)
     credentials = BrokerFiles(layout, topics).cloud()
     addresses = tuple(Address.parse(url) for url in settings.broker.split(","))
     link = Link(addresses, client_id=credentials.client_id, username=credentials.username, password=credentials.password)
+    limits = Limits(settings.training_jobs, settings.training_hours, settings.training_uploads)
     stop = _stop_on_signals()
     try:
-        async with link:
+        async with Jobs(layout.database, layout.jobs, limits) as jobs, link:
             publisher = Publisher(link, topics, registry)
 
             async def on_change() -> None:
@@ -84,13 +93,14 @@ async def run(settings: CloudSettings, home: Path) -> None:
 
             await on_change()
             plane = DataPlane(models, metrics=Metrics(CollectorRegistry()))
-            app = build_app(plane, registry, fleet, keyring.token(), on_change)
+            app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change)
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(serve(app, sock), name="http"),
                     group.create_task(publisher.run(), name="publisher"),
                     group.create_task(Sender(link, topics, registry.blobs).run(), name="sender"),
                     group.create_task(listen_to_devices(link, topics, fleet), name="devices"),
+                    group.create_task(jobs.run(), name="jobs"),
                 ]
                 log.info("the cloud listens on http://%s:%d and speaks to %s", *sock.getsockname()[:2], settings.broker)
                 await stop.wait()

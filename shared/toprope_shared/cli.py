@@ -71,3 +71,7 @@ def main() -> None:
         raise SystemExit(2 if isinstance(error, InputError | RequestError) else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+if __name__ == "__main__":  # so that the cloud can start it without knowing where the script stands
+    main()

@@ -5,6 +5,7 @@
     │   └── GateError        a release that did not pass its gates
     ├── RequestError         an inference request that is wrong: never falls back
     │   ├── NotFoundError    the model, version or path does not exist
+    │   ├── ConflictError    what it is asked of is not in the state for it
     │   └── TooLargeError    the body passes the limit
     ├── UnavailableError     nobody can answer now: says both reasons, may be asked again
     ├── DeadlineError        the caller's time ran out
@@ -50,6 +51,12 @@ class NotFoundError(RequestError):
     """The model, version or path that was asked for does not exist."""
 
     code = "not_found"
+
+
+class ConflictError(RequestError):
+    """What was asked for exists and is not in the state for it, now or any more."""
+
+    code = "conflict"
 
 
 class TooLargeError(RequestError):

@@ -6,14 +6,10 @@ without one against the operator's own models key, before a release is added and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import urllib3
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, Key, Signer
@@ -22,15 +18,12 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 from tuf.api.serialization import DeserializationError
 
 from toprope_shared.clock import Clock, SystemClock
-from toprope_shared.errors import InputError, LinkError, TrustError
+from toprope_shared.errors import InputError, TrustError
 from toprope_shared.trust import COUNTER, MODELS
 from toprope_training.bundle import Bundle, File
+from toprope_training.cloud_api import CREATED, NOT_FOUND, OK, CloudApi, Progress, read_token
 
 LIFETIME = timedelta(days=365)
-TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
-OK, CREATED, NOT_FOUND = 200, 201, 404
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,53 +36,31 @@ class Published:
     channel: str | None
 
 
-class CloudApi:
+class PublishApi(CloudApi):
     """The cloud's doors that a publisher needs."""
-
-    def __init__(self, url: str, token: str, timeout: float) -> None:
-        self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"}
-        self._pool = urllib3.PoolManager(timeout=timeout, retries=False)
 
     def has_blob(self, digest: str) -> bool:
         """Say whether the cloud holds a blob."""
-        return self._ask("HEAD", f"/api/blobs/{digest}", (OK, NOT_FOUND)).status == OK
+        return self.ask("HEAD", f"/api/blobs/{digest}", (OK, NOT_FOUND)).status == OK
 
     def put_blob(self, file: File) -> None:
         """Upload one blob."""
         with file.path.open("rb") as body:
             headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.path.stat().st_size)}
-            self._ask("PUT", f"/api/blobs/{file.digest}", (OK, CREATED), body=body, headers=headers)
+            self.ask("PUT", f"/api/blobs/{file.digest}", (OK, CREATED), body=body, headers=headers)
 
     def metadata(self, name: str) -> bytes | None:
         """Return a TUF metadata file; None when there is none of this name."""
-        answer = self._ask("GET", f"/trust/{name}.json", (OK, NOT_FOUND))
+        answer = self.ask("GET", f"/trust/{name}.json", (OK, NOT_FOUND))
         return answer.data if answer.status == OK else None
 
     def post_release(self, metadata: bytes) -> None:
         """Hand in the next version of the models metadata."""
-        headers = {"Content-Type": "application/json"}
-        self._ask("POST", "/api/releases", (OK, CREATED), body=metadata, headers=headers)
+        self.send("/api/releases", metadata)
 
     def roll_out(self, channel: str, model: str, version: str) -> None:
         """Ask for a release on a channel."""
-        body, headers = msgspec.json.encode({"model": model, "version": version}), {"Content-Type": "application/json"}
-        self._ask("POST", f"/api/rollouts/{channel}", (OK, CREATED), body=body, headers=headers)
-
-    def _ask(
-        self, method: str, path: str, expected: Iterable[int], *, body: Any = None, headers: dict[str, str] | None = None
-    ) -> urllib3.BaseHTTPResponse:
-        url = self._url + path
-        try:
-            answer = self._pool.request(method, url, body=body, headers=self._headers | (headers or {}), redirect=False)
-        except (urllib3.exceptions.LocationValueError, ValueError) as error:
-            raise InputError(f"{self._url} is not an address of a cloud: {error}") from error
-        except urllib3.exceptions.HTTPError as error:
-            raise LinkError(f"the cloud at {self._url} can't be reached ({error}); is `toprope cloud run` up?") from error
-        if answer.status in expected:
-            return answer
-        said = f"the cloud answered {method} {path} with {answer.status}: {_sentence(answer.data)}"
-        raise LinkError(said) if answer.status >= 500 else InputError(said)
+        self.send(f"/api/rollouts/{channel}", {"model": model, "version": version})
 
 
 def publish(
@@ -122,7 +93,7 @@ def publish(
     """
     bundle = Bundle.open(folder)
     own = _own_key(keys)
-    api = CloudApi(cloud, _token(keys), timeout)
+    api = PublishApi(cloud, read_token(keys), timeout)
     uploaded = _upload(api, bundle, progress)
     progress("Signing the release", 0, 0)
     models, key = _trusted(api, own, root)
@@ -142,7 +113,7 @@ def signed_releases(metadata: bytes) -> dict[str, str]:
     return {path: target.hashes["sha256"] for path, target in targets.items()}
 
 
-def _upload(api: CloudApi, bundle: Bundle, progress: Progress) -> int:
+def _upload(api: PublishApi, bundle: Bundle, progress: Progress) -> int:
     files = {file.digest: file for file in bundle.files()}
     progress("Asking what the cloud holds", 0, 0)
     missing = [file for file in files.values() if not api.has_blob(file.digest)]
@@ -178,7 +149,7 @@ def _sign(models: Metadata[Targets], signer: Signer, now: datetime) -> bytes:
     return models.to_bytes()
 
 
-def _trusted(api: CloudApi, own: Key, root: Path) -> tuple[Metadata[Targets], Key]:
+def _trusted(api: PublishApi, own: Key, root: Path) -> tuple[Metadata[Targets], Key]:
     models = _fetched(api, MODELS)
     if not root.exists():
         try:
@@ -208,7 +179,7 @@ def _authorized(targets: Targets, own: Key) -> Key:
     raise TrustError("this models key is not one that the cloud's targets role trusts; publish with the right --keys")
 
 
-def _newest_root(api: CloudApi, path: Path) -> Root:
+def _newest_root(api: PublishApi, path: Path) -> Root:
     try:
         newest = Metadata[Root].from_bytes(path.read_bytes()).signed
     except (OSError, DeserializationError) as error:
@@ -226,7 +197,7 @@ def _newest_root(api: CloudApi, path: Path) -> Root:
     return newest
 
 
-def _fetched(api: CloudApi, role: str) -> Metadata[Targets]:
+def _fetched(api: PublishApi, role: str) -> Metadata[Targets]:
     data = api.metadata(role)
     if data is None:
         raise InputError(f"the cloud has no {role} metadata; make it with: toprope keys init")
@@ -258,20 +229,3 @@ def _signer(keys: Path, key: Key) -> Signer:
         return Signer.from_priv_key_uri(f"file2:{(keys / f'{MODELS}.pem').absolute()}", key)
     except (OSError, ValueError) as error:
         raise InputError(f"the models key in {keys} can't be used: {error}") from error
-
-
-def _token(keys: Path) -> str:
-    try:
-        return (keys / TOKEN_FILE).read_text().strip()
-    except OSError as error:
-        raise InputError(f"there is no operator token in {keys}; make one with `toprope keys init`") from error
-
-
-def _sentence(data: bytes) -> str:
-    try:
-        said = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        said = None
-    if isinstance(said, dict) and isinstance(said.get("error"), str):
-        return str(said["error"])
-    return data[:200].decode(errors="replace") or "no reason was given"

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from toprope_shared.errors import (
+    ConflictError,
     DeadlineError,
     InputError,
     LinkError,
@@ -32,6 +33,7 @@ RETRY_LINK_S = 5
 # The first class that fits counts, so the branches stand before their stems.
 _STATUSES: tuple[tuple[type[TopropeError], int], ...] = (
     (NotFoundError, 404),
+    (ConflictError, 409),
     (TooLargeError, 413),
     (RequestError, 400),
     (InputError, 400),

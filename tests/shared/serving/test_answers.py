@@ -136,6 +136,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
         "gate_failed": 400,
         "bad_request": 400,
         "not_found": 404,
+        "conflict": 409,
         "too_large": 413,
         "unavailable": 503,
         "deadline": 504,
