@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from toprope_shared.messages import DesiredRelease, Rollout
 
 log = logging.getLogger(__name__)
 
-MAX_VARIANTS = 3
+FEW = 2  # variants that are downloaded because they are small, and because they were fast where they were made
 MAX_ATTEMPTS = 3
 SPARE_BYTES = 16 << 20
 BROKEN = "BROKEN"  # reported when what is current does not open from disk
@@ -150,6 +151,8 @@ class UpdateRunner:
         update = self._journal.update(release.model)
         if update is None or LIFE[update.state].after_power_loss is None:
             return
+        if rollout.paused and update.state is State.PROBED:
+            return  # ready to be activated; the rollout's next version says when
         try:
             if update.state is State.PROBATION:
                 await self._watch(release, _read_manifest(self._blobs, release))
@@ -180,7 +183,8 @@ class UpdateRunner:
         text = f"{chosen.name} on {result.runtime}: {result.latency_us:.1f} µs, off by {result.error_ppm} ppm"
         self._enter(release, State.PROBED, text=text)
         if rollout.paused:
-            raise LinkError("the rollout is paused")
+            log.info("%s %s is ready and waits, because the rollout is paused", release.model, release.version)
+            return
         if rollout.activate_before < self._clock.now():
             raise TrustError("the rollout's time to activate is over")
         self._enter(release, State.ARMED)
@@ -198,11 +202,14 @@ class UpdateRunner:
         named = (release.model, release.version, release.release_counter)
         if (manifest.model, manifest.version, manifest.release_counter) != named:
             raise TrustError("the manifest is of another release than the rollout names")
-        formats = {engine.format for engine in self._engines.values()}
-        fitting = [variant for variant in manifest.placed(Placement.EDGE) if variant.format in formats]
+        fitting = [
+            variant
+            for variant in manifest.placed(Placement.EDGE)
+            if any(variant.runs_on(name, engine.format) for name, engine in self._engines.items())
+        ]
         if not fitting:
             raise DeviceError(f"no variant of it runs on this device's engines ({', '.join(self._engines) or 'none'})")
-        candidates = sorted(fitting, key=lambda variant: variant.artifact.length)[:MAX_VARIANTS]
+        candidates = _worth_trying(fitting)
         needed = sum(variant.artifact.length for variant in candidates) + SPARE_BYTES
         if shutil.disk_usage(self._blobs.folder).free < needed:
             raise OSError(f"the disk has less than {needed >> 20} MiB left")
@@ -215,7 +222,7 @@ class UpdateRunner:
         failed: list[str] = []
         for variant in candidates:
             for name, engine in self._engines.items():
-                if engine.format != variant.format:
+                if not variant.runs_on(name, engine.format):
                     continue
                 file = self._blobs.path(variant.artifact.sha256)
                 request = probe.request_for(manifest, variant, name, file, golden)
@@ -292,6 +299,13 @@ class UpdateRunner:
             release, state, at, code=code, text=text, slot=slot, floor=floor, refused=refused, swap_back=swap_back
         )
         self._changed()
+
+
+def _worth_trying(fitting: list[Variant]) -> list[Variant]:
+    """Return the smallest variants and those that were the fastest where they were made; which is best, the probe tells."""
+    small = sorted(fitting, key=lambda variant: variant.artifact.length)
+    fast = sorted(fitting, key=lambda variant: variant.measured.latency_us if variant.measured else math.inf)
+    return list(dict.fromkeys((*small[:FEW], *fast[:FEW])))
 
 
 def _variant(manifest: Manifest, name: str) -> Variant:

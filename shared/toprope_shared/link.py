@@ -248,7 +248,8 @@ class Link:
             self._waiting.pop(info.mid, None)
             return
         try:
-            await asyncio.wait_for(done, PUBLISH_TIMEOUT_S)
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):  # wait_for of Python 3.11 can lose a cancellation
+                await done
         except TimeoutError as error:
             raise LinkError(f"the broker did not take a message on {topic} within {PUBLISH_TIMEOUT_S:g} s") from error
         finally:

@@ -17,6 +17,8 @@ from toprope_shared.tensors import Array, TensorSpec
 
 SCHEMA = 1
 PPM = 1_000_000
+REFERENCE = "out"
+TEACHER = "teacher"
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Slug = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -75,12 +77,16 @@ class Needs(msgspec.Struct, frozen=True):
         opset: ONNX operator set; 0 where it does not apply.
         ops: names of the operators in the file.
         memory_bytes: resident memory that the session took on the machine that measured.
+        engines: those that passed the gates; empty says nothing about engines.
+        stateful: the file keeps state between calls, so an answer depends on the calls before it.
     """
 
     min_runtime: str = ""
     opset: Count = 0
     ops: tuple[str, ...] = ()
     memory_bytes: Count = 0
+    engines: tuple[str, ...] = ()
+    stateful: bool = False
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -101,6 +107,35 @@ class Measured(msgspec.Struct, frozen=True):
     runtime: str = ""
 
 
+class Calibration(msgspec.Struct, frozen=True):
+    """When an edge variant of a classifier may be trusted, learned on held-out rows that nothing else was learned from.
+
+    A row's confidence is the largest value of softmax(log(p) / temperature) over the classes, or of softmax(z / temperature)
+    where the output holds logits z. At or above `tau` the edge's class stands; below it the cloud is asked.
+
+    Attributes:
+        output: the output that holds one score a class, classes last.
+        logits: whether the scores are logits and not probabilities.
+        temperature: Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
+        tau: the confidence from which on the edge's answer stands; above 1 it never stands by itself.
+        alpha: the bound on P(edge's class != the cloud's | confidence >= tau).
+        confidence: of the bound (Clopper-Pearson, one-sided).
+        certified: whether the rows were enough to prove the bound; if not, `tau` is a heuristic.
+        rows: how many rows `tau` was chosen on.
+        kept: the share of these rows at or above `tau`.
+    """
+
+    output: str
+    logits: bool
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    tau: float
+    alpha: float
+    confidence: float
+    certified: bool
+    rows: Count
+    kept: float
+
+
 class Variant(msgspec.Struct, frozen=True):
     """A release built for one format and precision.
 
@@ -108,6 +143,8 @@ class Variant(msgspec.Struct, frozen=True):
         name: unique in the release, e.g. `tflite-int8`; also the stem of its file.
         precision: `float32`, `float16`, `int8`, ...
         tolerance_ppm: how far an output may be from the golden one, in millionths of max(1, |largest golden value|).
+        reference: the golden set's outputs that it must reproduce: `out`, or `teacher` for the larger model of the release.
+        calibration: for an edge variant of a classifier.
     """
 
     name: Slug
@@ -118,18 +155,53 @@ class Variant(msgspec.Struct, frozen=True):
     tolerance_ppm: Count
     needs: Needs = Needs()
     measured: Measured | None = None
+    reference: str = REFERENCE
+    calibration: Calibration | None = None
 
     @property
     def filename(self) -> str:
         """The variant's file in the bundle directory."""
         return f"{self.name}.{self.format}"
 
+    def runs_on(self, engine: str, format_: Format) -> bool:
+        """Say whether an engine opens this format and passed the release's gates with this variant, as far as that is known."""
+        return format_ == self.format and (not self.needs.engines or engine in self.needs.engines)
+
 
 class Golden(msgspec.Struct, frozen=True):
-    """A few inputs with the reference's outputs, as one `.npz` (arrays `in.<name>` and `out.<name>`, batch first)."""
+    """A few inputs with the reference's outputs, as one `.npz` (arrays `in.<name>` and `out.<name>`).
+
+    An output that is not in it is not compared: it follows from the others, such as the indices beside top scores.
+
+    Attributes:
+        rows: of the arrays' first axis.
+        stacked: each row is a call of its own, without the first axis and in this order on a fresh session; else all rows
+            are one batch.
+    """
 
     artifact: Artifact
     rows: Annotated[int, msgspec.Meta(ge=1)]
+    stacked: bool = False
+
+
+class Tokenizer(msgspec.Struct, frozen=True):
+    """How a text becomes ids; see `toprope_shared.text`.
+
+    Attributes:
+        vocabulary: tokens by id from 2 on; 0 pads, 1 is every other token.
+        length: ids of one text; a longer one is cut, a shorter one is padded at its end.
+    """
+
+    vocabulary: tuple[str, ...]
+    length: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Preprocessing(msgspec.Struct, frozen=True):
+    """What must be done to make one input, because the graph does not do it: in words, and exactly where it is a tokenizer."""
+
+    input: str
+    text: str
+    tokenizer: Tokenizer | None = None
 
 
 class Fallback(msgspec.Struct, frozen=True):
@@ -194,6 +266,7 @@ class Manifest(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
     description: str = ""
+    preprocessing: tuple[Preprocessing, ...] = ()
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from toprope_shared.errors import ProbeError
-from toprope_shared.manifest import Manifest, Variant
+from toprope_shared.manifest import REFERENCE, Manifest, Variant
 from toprope_shared.tensors import TensorSpec
 
 WALL_S = 60.0
@@ -30,6 +30,8 @@ class ProbeRequest(msgspec.Struct, frozen=True):
         file: the variant's file, whose SHA-256 must be `sha256`.
         golden: the golden set's file, whose SHA-256 must be `golden_sha256`.
         tolerance_ppm: see `manifest.golden_error_ppm`.
+        reference: whose outputs in the golden set must be reproduced.
+        stacked: how the golden rows are run, see `manifest.Golden`.
         memory_bytes: limit of the child's address space.
         cpu_s: limit of the child's CPU time, seconds.
     """
@@ -42,6 +44,8 @@ class ProbeRequest(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     tolerance_ppm: int
+    reference: str = REFERENCE
+    stacked: bool = False
     threads: int = 1
     memory_bytes: int = MEMORY_BYTES
     cpu_s: int = CPU_S
@@ -84,6 +88,8 @@ def request_for(manifest: Manifest, variant: Variant, engine: str, file: Path, g
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         tolerance_ppm=variant.tolerance_ppm,
+        reference=variant.reference,
+        stacked=manifest.golden.stacked,
     )
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import resource
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from toprope_shared.digest import sha256
-from toprope_shared.engines import Session, find_engines
+from toprope_shared.engines import find_engines
 from toprope_shared.errors import IntegrityError, LoadError, ProbeError, TopropeError
-from toprope_shared.manifest import golden_error_ppm
+from toprope_shared.golden import GoldenSet, latency_us
 from toprope_shared.probe import ProbeAnswer, ProbeRequest, ProbeResult
-from toprope_shared.tensors import Array
-
-WARM_CALLS = 3
-MAX_CALLS = 200
-TIMING_S = 0.5
 
 
 def main() -> None:
@@ -48,11 +39,12 @@ def _try(request: ProbeRequest) -> ProbeResult:
     if missing:
         raise LoadError(missing[0].why)
     engine = engines[request.engine]
-    inputs, expected = _golden(_verified(request.golden, request.golden_sha256))
+    golden = GoldenSet.read(
+        _verified(request.golden, request.golden_sha256), reference=request.reference, stacked=request.stacked
+    )
     before = _resident_bytes()
     session = engine.open(_verified(request.file, request.sha256), request.inputs, request.outputs, threads=request.threads)
-    outputs = session.run(inputs)
-    error_ppm = max(golden_error_ppm(expected[name], outputs[name]) for name in expected)
+    error_ppm = golden.error_ppm(golden.run(session))
     if error_ppm > request.tolerance_ppm:
         raise ProbeError(
             f"the golden outputs do not hold on {engine.name} {engine.version}: "
@@ -62,7 +54,7 @@ def _try(request: ProbeRequest) -> ProbeResult:
         engine=engine.name,
         runtime=f"{engine.name}/{engine.version}",
         threads=request.threads,
-        latency_us=_latency_us(session, {name: array[:1] for name, array in inputs.items()}),
+        latency_us=latency_us(session, golden.one_call()),
         memory_bytes=max(0, _resident_bytes() - before),
         error_ppm=error_ppm,
     )
@@ -73,25 +65,6 @@ def _verified(path: str, digest: str) -> bytes:
     if sha256(data) != digest:
         raise IntegrityError(f"{path} does not have the digest {digest}")
     return data
-
-
-def _golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        inputs = {name[3:]: arrays[name] for name in arrays.files if name.startswith("in.")}
-        outputs = {name[4:]: arrays[name] for name in arrays.files if name.startswith("out.")}
-    return inputs, outputs
-
-
-def _latency_us(session: Session, row: dict[str, Array]) -> float:
-    for _ in range(WARM_CALLS):
-        session.run(row)
-    times: list[float] = []
-    end = time.perf_counter() + TIMING_S
-    while len(times) < MAX_CALLS and (not times or time.perf_counter() < end):
-        start = time.perf_counter()
-        session.run(row)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
 
 
 def _resident_bytes() -> int:

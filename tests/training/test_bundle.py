@@ -56,5 +56,10 @@ def test_the_files_of_a_bundle_are_all_that_a_release_needs(linear: tuple[Bundle
 def test_nothing_of_the_making_is_left_in_the_bundle(linear: tuple[Bundle, str]) -> None:
     folder = linear[0].folder
     published = {file.path.name for file in linear[0].files()}
-    assert {path.name for path in folder.iterdir()} - published == {"saved_model", "train.log", "weights.npz"}
+    assert {path.name for path in folder.iterdir()} - published == {
+        "measurements.json",
+        "saved_model",
+        "train.log",
+        "weights.npz",
+    }
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]

@@ -15,8 +15,8 @@ from toprope_shared.manifest import Placement, Privacy
 from toprope_shared.probe import request_for
 from toprope_training import arrays, release
 from toprope_training.bundle import Bundle
-from toprope_training.recipe import VARIANTS
 from toprope_training.recipes import digits as digits_recipe
+from toprope_training.recipes import linear as linear_recipe
 
 WriteRecipe = Callable[..., Path]
 
@@ -32,7 +32,7 @@ def test_linear_learns_the_slope_and_the_intercept_of_its_points(linear: tuple[B
 
 def test_a_release_has_every_variant_and_its_place(linear: tuple[Bundle, str]) -> None:
     placed = {variant.name: variant.placement for variant in linear[0].manifest.variants}
-    assert tuple(placed) == VARIANTS
+    assert tuple(placed) == linear_recipe.RECIPE.variants
     assert [name for name, place in placed.items() if place is not Placement.EDGE] == ["onnx-float32"]
     assert placed["onnx-float32"] is Placement.BOTH
 
@@ -49,6 +49,8 @@ def test_every_gate_left_its_receipt(linear: tuple[Bundle, str]) -> None:
         "parity",
         "mse drop",
         "golden",
+        "runs",
+        "size",
         "speed",
     }
 
@@ -139,29 +141,50 @@ def test_a_budget_that_nothing_can_keep_stops_the_release_and_leaves_nothing(
     assert list((tmp_path / "made").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("trouble", "sentence"),
-    [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
-        ("raise OSError('no such sensor')", "ended with code 1: OSError: no such sensor"),
-    ],
-)
-def test_a_child_that_crashes_becomes_a_sentence_that_names_its_log(
-    write_recipe: WriteRecipe, tmp_path: Path, trouble: str, sentence: str
-) -> None:
+def test_a_child_that_crashes_becomes_a_sentence_that_names_its_log(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     out = tmp_path / "made" / "out"
+    trouble = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     with pytest.raises(TopropeError) as caught:
         release.make(str(write_recipe(before_build=trouble)), out)
     log = tmp_path / "made" / "out.failed.log"
-    assert str(caught.value) == f"the step 'train' {sentence}; its log is {log}"
+    assert str(caught.value) == f"the step 'train' was killed by SIGSEGV; its log is {log}"
     assert "my_recipe.py" in log.read_text()
     assert list(log.parent.iterdir()) == [log]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            "pass",
+            "raise OSError('no such sensor')",
+            r"failed in build \(line \d+ of my_recipe.py\): OSError: no such sensor",
+        ),
+        ("np.arange(64, 96)", "np.arange(64, 65)", "holds out 1 row, .* at least 8"),
+        ("(left + right).sum(axis=1", "np.log(left - 9).sum(axis=1", "targets that are NaN or infinite"),
+        ("learning_rate = 0.01", "learning_rate = 1e38", "the training did not hold: .* lower the learning rate"),
+        ('"left": left', '"lift": left', "have no input 'left'; they have lift, right"),
+        ("keras.layers.Dense(1)(both)", "both", r"gives 'total' the shape \[32, 4\]; the recipe says \[-1, 1\]"),
+    ],
+)
+def test_what_is_wrong_with_a_training_is_one_sentence_and_leaves_nothing(
+    write_recipe: WriteRecipe, tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
+    recipe = write_recipe()
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=sentence) as caught:
+        release.make(str(recipe), tmp_path / "made" / "out")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 def test_a_layer_that_tflite_has_no_operator_for_is_named(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = write_recipe()
     text = recipe.read_text().replace(
-        "keras.layers.Dense(1)(both)", "keras.layers.Dense(1)(keras.layers.Lambda(lambda x: keras.ops.erfinv(x))(both))"
+        "keras.layers.Dense(1)(both)",
+        "keras.layers.Dense(1)(keras.layers.Lambda(lambda x: keras.ops.erfinv(keras.ops.tanh(x) / 2))(both))",
     )
     recipe.write_text(text)
     with pytest.raises(InputError, match=r"can't be converted to tflite-float32: .*leave the variant out"):

@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import msgspec
 
-from toprope_shared.errors import InputError
+from toprope_shared.errors import InputError, TopropeError
 from toprope_shared.manifest import Metric, Privacy, Slug
-from toprope_training.recipe import VARIANTS, Recipe
+from toprope_training.recipe import Recipe
+from toprope_training.variants import FLOAT32, PARITY_LIMITS_PPM, TEACHERS, VARIANTS, format_of, precision_of, sibling
 
-BUILT_IN = ("linear", "digits")
+BUILT_IN = ("linear", "digits", "diagnosis", "support", "recommender")
 FORBIDDEN = "tensorflow"
+log = logging.getLogger(__name__)
+_TEXT = 300
 _REQUIRED = ("name", "inputs", "outputs", "metric", "privacy", "accuracy_budget")
 
 
-def load(reference: str) -> Recipe:
+def load(reference: str, *, data: Path | None = None) -> Recipe:
     """Return a recipe.
 
     Args:
         reference: a built-in recipe's name, or the path of a `.py` file that defines `RECIPE`.
+        data: the file for a recipe that takes one.
 
     Raises:
-        InputError: there is no such recipe, its file does not load, or what it defines is not complete.
+        InputError: there is no such recipe, its file does not load, what it defines is not complete, or it takes no file.
     """
     clean = FORBIDDEN not in sys.modules
     module = _module(reference)
@@ -40,7 +48,36 @@ def load(reference: str) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise InputError(f"the recipe {reference} defines no object of a subclass of Recipe under the name RECIPE")
     _check(reference, recipe)
+    if data is not None:
+        _check_data(reference, recipe, data)
+        recipe.source = data
     return recipe
+
+
+@contextmanager
+def blame(recipe: Recipe, part: str) -> Iterator[None]:
+    """Turn whatever a recipe's own code raises into an InputError that names the recipe, the method and the line."""
+    try:
+        yield
+    except TopropeError:
+        raise
+    except (Exception, SystemExit) as error:
+        log.info("the recipe's own code failed", exc_info=True)  # the sentence is for people, the traceback for the log
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _file(recipe)]
+        where = f" (line {own[-1].lineno} of {Path(own[-1].filename).name})" if own else ""
+        text = " ".join(str(error).split())[:_TEXT]
+        raise InputError(f"the recipe {recipe.name} failed in {part}{where}: {type(error).__name__}: {text}") from error
+
+
+def _file(recipe: Recipe) -> str:
+    return sys.modules[type(recipe).__module__].__file__ or ""
+
+
+def _check_data(reference: str, recipe: Recipe, data: Path) -> None:
+    if not recipe.takes:
+        raise InputError(f"the recipe {reference} takes no --data; it has its own")
+    if not data.exists():
+        raise InputError(f"there is no {data}; --data names {recipe.takes}")
 
 
 def is_file(reference: str) -> bool:
@@ -70,7 +107,7 @@ def _module(reference: str) -> ModuleType:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything; the sentence names file and cause
+    except (Exception, SystemExit) as error:  # a user's file may raise anything; the sentence names file and cause
         raise InputError(f"the recipe file {reference} does not load: {type(error).__name__}: {error}") from error
     return module
 
@@ -82,7 +119,13 @@ def _check(reference: str, recipe: Recipe) -> None:
         raise InputError(
             f"the recipe {reference} does not say its {', '.join(missing)}{more if 'privacy' in missing else ''}"
         )
-    for wrong in _mistakes(recipe):
+    try:
+        mistakes = _mistakes(recipe)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"the recipe {reference} does not fit the interface: {error}; see docs/reference-recipes.md"
+        ) from error
+    for wrong in mistakes:
         raise InputError(f"the recipe {reference} is wrong: {wrong}")
 
 
@@ -97,12 +140,31 @@ def _mistakes(recipe: Recipe) -> list[str]:
     for spec in (*recipe.inputs, *recipe.outputs):
         if not spec.shape or -1 in spec.shape[1:]:
             found.append(f"tensor {spec.name!r} has shape {list(spec.shape)}; only the first dimension may be -1")
-    unknown = sorted(set(recipe.variants) - set(VARIANTS))
+    names = [spec.name for spec in recipe.outputs]
+    for what, wanted in (("compared", recipe.compared), ("classes", (recipe.classes,) if recipe.classes else ())):
+        unknown = sorted(set(wanted) - set(names))
+        if unknown:
+            found.append(f"its `{what}` names {', '.join(unknown)}; its outputs are {', '.join(names)}")
+    return found + _variant_mistakes(recipe)
+
+
+def _variant_mistakes(recipe: Recipe) -> list[str]:
+    known = (*VARIANTS, *TEACHERS)
+    unknown = sorted(set(recipe.variants) - set(known))
     if unknown or not recipe.variants:
-        found.append(f"its variants {', '.join(unknown) or '(none)'} are not among {', '.join(VARIANTS)}")
-    if "onnx-int8" in recipe.variants and "onnx-float32" not in recipe.variants:
-        found.append("onnx-int8 is made from onnx-float32; name both in its variants")
-    found += [f"it places no variant {name}" for name in recipe.variants if name not in recipe.placements]
-    precisions = {name.partition("-")[2] for name in recipe.variants}
-    found += [f"it has no parity limit for {name}" for name in sorted(precisions - recipe.parity_limits_ppm.keys())]
+        return [f"its variants {', '.join(unknown) or '(none)'} are not among {', '.join(known)}"]
+    found = []
+    for name in recipe.variants:
+        base = sibling(name, FLOAT32)
+        if format_of(name) == "onnx" and base not in recipe.variants:
+            found.append(f"{name} is made from {base}; name both in its variants")
+        if precision_of(name) not in recipe.parity_limits_ppm:
+            found.append(f"it has no parity limit for {precision_of(name)}; the usual is {PARITY_LIMITS_PPM}")
+    taught = any(name in TEACHERS for name in recipe.variants)
+    if taught and type(recipe).build_teacher is Recipe.build_teacher:
+        found.append("it names a teacher's variant and has no `build_teacher`")
+    misplaced = sorted(set(recipe.placements) - set(recipe.variants))
+    found += [f"it places {name}, which is not among its variants" for name in misplaced]
+    if all(name in TEACHERS for name in recipe.variants):
+        found.append("all its variants are the teacher's; name at least one of the model that `build` returns")
     return found

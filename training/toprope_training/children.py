@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from toprope_training.recipe import Progress
 from toprope_training.steps import Job, Line, Refusal, Told
 
 Jobs = Sequence[tuple[str, msgspec.Struct]]
+
+
+class StepError(TopropeError):
+    """A step failed for a reason that is not plainly the input's: an engine refused, a library crashed, time ran out."""
+
 
 # A fixed hash seed and plain kernels, so that the same recipe and seed give the same bytes.
 ENVIRONMENT = {
@@ -47,20 +53,21 @@ class Children:
     kept_log: Path
     progress: Progress
 
-    def run(self, jobs: Jobs) -> list[msgspec.Raw]:
+    def run(self, jobs: Jobs, *, wall_s: float | None = None) -> list[msgspec.Raw]:
         """Do the jobs in one new child process, one after the other, and return their results as JSON.
 
         Args:
             jobs: steps by name, each with its request.
+            wall_s: after so many seconds the child is killed; None is never, for a training takes what it takes.
 
         Raises:
             InputError: a step refused its input.
-            TopropeError: the child crashed or failed; the text names the step and the log.
+            StepError: the child crashed, failed or was killed; the text names the step and the log.
         """
         done: list[msgspec.Raw] = []
         with self.log.open("ab") as log:
             reading, writing = os.pipe()
-            with os.fdopen(reading, "rb") as pipe, _child(writing, log.fileno()) as child:
+            with os.fdopen(reading, "rb") as pipe, _child(writing, log.fileno()) as child, _Alarm(child, wall_s) as alarm:
                 try:
                     _hand_over(child, jobs)
                     for line in _lines(pipe):
@@ -70,22 +77,49 @@ class Children:
                     child.kill()
                     raise
         if code or len(done) < len(jobs):
-            raise self._crash(jobs[min(len(done), len(jobs) - 1)][0], code)
+            step = jobs[min(len(done), len(jobs) - 1)][0]
+            raise self._crash(step, f"did not end within {wall_s:g} s" if alarm.rang else _end(code, self.log))
         return done
 
     def _take(self, line: Line, done: list[msgspec.Raw]) -> None:
         if isinstance(line, Told):
             self.progress(line.text, line.done, line.total)
         elif isinstance(line, Refusal):
-            raise InputError(line.text) if line.refused else TopropeError(line.text)
+            raise InputError(line.text) if line.refused else StepError(line.text)
         else:
             done.append(line.result)
 
-    def _crash(self, step: str, code: int) -> TopropeError:
+    def _crash(self, step: str, what: str) -> StepError:
         shutil.copyfile(self.log, self.kept_log)
-        killed = f"was killed by {signal.Signals(-code).name}" if code < 0 else ""
-        what = killed or f"ended with code {code}: {_last_line(self.log)}"
-        return TopropeError(f"the step {step!r} {what}; its log is {self.kept_log}")
+        return StepError(f"the step {step!r} {what}; its log is {self.kept_log}")
+
+
+class _Alarm:
+    """Kills a child that takes too long."""
+
+    def __init__(self, child: subprocess.Popen[bytes], wall_s: float | None) -> None:
+        self.rang = False
+        self._child = child
+        self._timer = threading.Timer(wall_s, self._ring) if wall_s is not None else None
+
+    def __enter__(self) -> _Alarm:
+        if self._timer is not None:
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _ring(self) -> None:
+        self.rang = True
+        self._child.kill()
+
+
+def _end(code: int, log: Path) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}: {_last_line(log)}"
 
 
 def _child(writing: int, log: int) -> subprocess.Popen[bytes]:
@@ -114,6 +148,8 @@ def _hand_over(child: subprocess.Popen[bytes], jobs: Jobs) -> None:
 
 def _lines(pipe: Iterator[bytes]) -> Iterator[Line]:
     for text in pipe:
+        if not text.endswith(b"\n"):
+            return  # it died within the line; its end tells
         yield msgspec.json.decode(text, type=Line)
 
 

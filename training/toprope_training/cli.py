@@ -6,13 +6,19 @@ What is heavy is imported inside the commands, so that `toprope --help` stays qu
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from toprope_shared.errors import InputError
+from toprope_training.styles import Style
+
+if TYPE_CHECKING:
+    from toprope_training.bundle import Bundle
+    from toprope_training.cloud_api import Progress
 
 train_app = typer.Typer()
-release_app = typer.Typer(help="Look at a release, or publish it.", no_args_is_help=True)
+release_app = typer.Typer(help="Look at a release, compare two, or publish one.", no_args_is_help=True)
 
 
 @train_app.command()
@@ -21,7 +27,13 @@ def train(
     out: Path | None = typer.Option(None, help="The bundle directory to make."),
     version: str = typer.Option("1.0.0", help="The release's semantic version."),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, help="Seed of data and training."),
+    data: Path | None = typer.Option(None, help="A data file, for a recipe that takes one."),
     force: bool = typer.Option(False, "--force", help="Replace the bundle in --out."),
+    tensorboard: Path | None = typer.Option(None, help="A folder for TensorBoard's event files."),
+    quiet: bool = typer.Option(False, "--quiet", help="Lines instead of progress bars."),
+    progress: Style = typer.Option(Style.AUTO, help="How progress is shown: bars, lines, or JSON lines for programs."),
+    remote: str | None = typer.Option(None, help="The address of a cloud that trains instead of this machine."),
+    keys: Path | None = typer.Option(None, help="The folder of operator.token for --remote; without it, keys/ at home."),
     listed: bool = typer.Option(False, "--list", help="Name the built-in recipes and stop."),
 ) -> None:
     """Train a recipe, convert it to TFLite and ONNX, measure it and write a bundle."""
@@ -36,8 +48,15 @@ def train(
     from toprope_training import release, show
     from toprope_training.progress import shown
 
-    with shown() as progress:
-        bundle, summary = release.make(recipe, out, version=version, seed=seed, force=force, progress=progress)
+    with shown(Style.LINES if quiet and progress is Style.AUTO else progress) as told:
+        if remote:
+            if data or tensorboard:
+                raise InputError("--data and --tensorboard name files of this machine, and --remote trains on another")
+            bundle, summary = _remote(remote, recipe, out, version, seed, force, keys, told), ""
+        else:
+            bundle, summary = release.make(
+                recipe, out, version=version, seed=seed, data=data, tensorboard=tensorboard, force=force, progress=told
+            )
     console = Console()
     if summary:
         console.print(f"The model {summary}.", highlight=False)
@@ -47,20 +66,64 @@ def train(
     return None
 
 
+def _remote(
+    url: str, recipe: str, out: Path, version: str, seed: int, force: bool, keys: Path | None, told: Progress
+) -> Bundle:
+    from toprope_shared.settings import home
+    from toprope_training.cloud_api import read_token
+    from toprope_training.remote import train
+
+    token = read_token(keys or home() / "keys")
+    return train(url, recipe, out, version=version, seed=seed, token=token, force=force, progress=told)
+
+
 @release_app.callback()
 def release_group() -> None:
-    """Look at a release, or publish it."""
+    """Look at a release, compare two, or publish one."""
 
 
 @release_app.command("show")
-def show_release(folder: Path = typer.Argument(help="A bundle directory.")) -> None:
-    """Verify a bundle and show its variants and gates."""
+def show_release(
+    folder: Path = typer.Argument(help="A bundle directory."),
+    pictures: Path | None = typer.Option(None, help="A folder for the report's pictures, each as an .svg file."),
+    no_report: bool = typer.Option(False, "--no-report", help="Leave the bundle as it is: write no report.html into it."),
+) -> None:
+    """Verify a bundle, show its variants and gates, and write its report."""
     from rich.console import Console
 
     from toprope_training import show
     from toprope_training.bundle import Bundle
 
-    Console().print(show.release(Bundle.open(folder).manifest), highlight=False)
+    manifest = Bundle.open(folder).manifest
+    Console().print(show.release(manifest), highlight=False)
+    if no_report and pictures is None:
+        return
+    from toprope_training import report
+
+    found = report.read(folder, manifest)
+    if not no_report:
+        typer.echo(report.write(folder, found))
+    if pictures is not None:
+        typer.echo(report.write_pictures(pictures, found))
+
+
+@release_app.command("diff")
+def diff_releases(
+    before: Path = typer.Argument(help="A bundle directory."),
+    after: Path = typer.Argument(help="The bundle directory to hold against it."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+) -> None:
+    """Verify two bundles and say what differs between them."""
+    from rich.console import Console
+
+    from toprope_training import diff
+    from toprope_training.bundle import Bundle
+
+    comparison = diff.compare(Bundle.open(before).manifest, Bundle.open(after).manifest)
+    if as_json:
+        typer.echo(diff.encode(comparison))
+    else:
+        Console().print(diff.table(comparison), highlight=False)
 
 
 @release_app.command("publish")

@@ -6,6 +6,7 @@ word. TFLite files use built-in operators only, so what would need the Flex dele
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,113 +14,94 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf2onnx
-from tensorflow.lite.python import schema_py_generated as schema
-from tensorflow.lite.python.convert_phase import ConverterError
+from tf2onnx import tf_loader
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
 from toprope_shared.errors import InputError
-from toprope_shared.manifest import Needs
-from toprope_shared.tensors import Array, Tensors, TensorSpec
+from toprope_shared.golden import calls
+from toprope_shared.manifest import Format, Needs
+from toprope_shared.tensors import Array, Tensors
 from toprope_training import arrays
 from toprope_training.canonical import canonical
-from toprope_training.quantize import inspect
+from toprope_training.onnx_facts import inspect
 from toprope_training.recipe import Progress
 from toprope_training.steps import Convert, Converted
-from toprope_training.train import SIGNATURE, signature
+from toprope_training.tflite_facts import tflite_needs
+from toprope_training.train import SIGNATURE
+from toprope_training.variants import DYNAMIC_INT8, FLOAT16, FLOAT32, INT8, filename, format_of, precision_of
 
 OPSET = 17
-_MIN_RUNTIME = b"min_runtime_version"
-_CUSTOM = "CUSTOM"
+SERVE = "serve"  # the tag of graphs that are made to be served
+
+log = logging.getLogger(__name__)
 
 
 def run(request: Convert, progress: Progress) -> list[Converted]:
     """Make every wanted variant that comes straight from the SavedModel.
 
     Raises:
-        InputError: a converter refused the model; the text names the variant.
+        InputError: a converter refused the model and the request is not lenient; the text names the variant.
     """
-    rows = arrays.without("in", arrays.load(Path(request.representative)))
     done = []
     for number, name in enumerate(request.variants):
         progress("Converting the model", number, len(request.variants))
-        kind, _, precision = name.partition("-")
         try:
-            if kind == "onnx":
-                data = onnx_file(request.saved_model, request.inputs)
-            else:
-                data = tflite_file(request.saved_model, precision, rows)
-        except (ConverterError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"the model can't be converted to {name}: {_first_line(error)}; "
-                "change the layer that it names or leave the variant out of the recipe's `variants`"
-            ) from error
-        (Path(request.out) / f"{name}.{kind}").write_bytes(data)
-        done.append(inspect(name, data) if kind == "onnx" else Converted(name, tflite_needs(data)))
+            done.append(_convert(request, name))
+        except InputError as error:
+            if not request.lenient:
+                raise
+            done.append(Converted(name, Needs(), str(error)))
     progress("Converting the model", len(request.variants), len(request.variants))
     return done
 
 
-def tflite_file(saved_model: str, precision: str, rows: Tensors) -> bytes:
-    """Return the SavedModel as a TFLite file; int8 speaks int8 at its borders and learns its ranges from `rows`."""
+def _convert(request: Convert, name: str) -> Converted:
+    def typical() -> Iterator[dict[str, Array]]:
+        rows = arrays.without("in", arrays.load(Path(request.representative)))
+        return calls(rows, stacked=request.stacked, batch=1)
+
+    onnx = format_of(name) is Format.ONNX
+    try:
+        data = to_onnx(request.saved_model) if onnx else to_tflite(request.saved_model, precision_of(name), typical)
+    except Exception as error:  # the converters raise ConverterError, RuntimeError, KeyError, ... as it comes
+        log.info("%s can't be made", name, exc_info=True)
+        raise InputError(
+            f"the model can't be converted to {name}: {_first_line(error)}; "
+            "change the layer that it names or leave the variant out"
+        ) from error
+    (Path(request.out) / filename(name)).write_bytes(data)
+    return inspect(name, data) if onnx else Converted(name, tflite_needs(data))
+
+
+def to_tflite(saved_model: str, precision: str, typical: Callable[[], Iterator[Tensors]]) -> bytes:
+    """Return the SavedModel as a TFLite file; int8 speaks int8 at its borders and learns its ranges from typical calls."""
     converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=[SIGNATURE])
-    if precision != "float32":
+    # Recurrent layers need this for a batch of any size, and without it their int8 conversion dies by SIGSEGV.
+    converter._experimental_default_to_single_batch_in_tensor_list_ops = True
+    if precision != FLOAT32:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if precision == "float16":
+    if precision == FLOAT16:
         converter.target_spec.supported_types = [tf.float16]
-    if precision == "int8":
-        converter.representative_dataset = _one_by_one(rows)
-        # Recurrent layers need this for a batch of any size, and without it their int8 conversion dies by SIGSEGV.
-        converter._experimental_default_to_single_batch_in_tensor_list_ops = True
+    if precision == DYNAMIC_INT8:
+        # Else a dense layer becomes FULLY_CONNECTED version 12, which needs runtime 2.17.
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+    if precision == INT8:
+        converter.representative_dataset = typical
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8
     return bytes(converter.convert())
 
 
-def onnx_file(saved_model: str, inputs: tuple[TensorSpec, ...]) -> bytes:
+def to_onnx(saved_model: str) -> bytes:
     """Return the SavedModel as a float32 ONNX file, the same bytes every time."""
     TransposeOptimizer._add_handler = _add_handler
-    loaded = tf.saved_model.load(saved_model)
-    serve = loaded.signatures[SIGNATURE]
-    names = [spec.name for spec in inputs]
-    specs = [signature(spec) for spec in inputs]
-
-    def call(*tensors: Any) -> Any:
-        return serve(**dict(zip(names, tensors, strict=True)))
-
-    model, _ = tf2onnx.convert.from_function(tf.function(call, input_signature=specs), input_signature=specs, opset=OPSET)
+    graph, inputs, outputs, renamed = tf_loader.from_saved_model(
+        saved_model, None, None, tag=SERVE, signatures=[SIGNATURE], return_tensors_to_rename=True
+    )
+    model, _ = tf2onnx.convert.from_graph_def(
+        graph, input_names=inputs, output_names=outputs, tensors_to_rename=renamed, opset=OPSET
+    )
     return bytes(canonical(model).SerializeToString(deterministic=True))
-
-
-def tflite_needs(data: bytes) -> Needs:
-    """Return what a TFLite file asks of its runtime, read from the file.
-
-    Source: tensorflow/compiler/mlir/lite/schema/schema.fbs; operators above 127 stand in `builtin_code` alone.
-    """
-    model = schema.Model.GetRootAsModel(data, 0)
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    ops = set()
-    for number in range(model.OperatorCodesLength()):
-        code = model.OperatorCodes(number)
-        name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-        ops.add(code.CustomCode().decode() if name == _CUSTOM else name)
-    return Needs(min_runtime=_min_runtime(model), ops=tuple(sorted(ops)))
-
-
-def _min_runtime(model: Any) -> str:
-    for number in range(model.MetadataLength()):
-        entry = model.Metadata(number)
-        if entry.Name() == _MIN_RUNTIME:
-            text: bytes = model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
-            return text.rstrip(b"\0").decode()
-    return ""
-
-
-def _one_by_one(rows: Tensors) -> Callable[[], Iterator[dict[str, Array]]]:
-    def representative() -> Iterator[dict[str, Array]]:
-        for number in range(len(next(iter(rows.values())))):
-            yield {name: array[number : number + 1] for name, array in rows.items()}
-
-    return representative
 
 
 _tf2onnx_add_handler = TransposeOptimizer._add_handler

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 
 from toprope_shared.engines import Session, find_engines
 from toprope_shared.errors import InputError
-from toprope_shared.manifest import golden_error_ppm
-from toprope_shared.tensors import Array, Tensors
-from toprope_training import arrays, catalogue
+from toprope_shared.golden import GoldenSet, latency_us, run_all
+from toprope_shared.manifest import PPM
+from toprope_shared.tensors import Array
+from toprope_training import arrays, scoring
+from toprope_training.measurements import QUANTILES
 from toprope_training.recipe import Progress
 from toprope_training.steps import Evaluate, Evaluated
 
 BATCH = 64
-WARM_CALLS = 20
-MAX_CALLS = 500
-TIMING_S = 0.5
+# What a distance counts as that is not a number: a NaN, or another shape.
+WORST_PPM = float(np.iinfo(np.int64).max)
 
 
 def run(request: Evaluate, progress: Progress) -> Evaluated:
@@ -30,50 +29,56 @@ def run(request: Evaluate, progress: Progress) -> Evaluated:
         LoadError: the engine does not open the file.
         EngineError: the engine failed while it ran.
     """
-    recipe = catalogue.load(request.recipe)
+    score = scoring.scorer(request.score)
     engines, missing = find_engines([request.engine])
     if missing:
         raise InputError(missing[0].why)
     engine = engines[request.engine]
-    session = engine.open(Path(request.file).read_bytes(), recipe.inputs, recipe.outputs)
+    data = Path(request.file).read_bytes()
+
+    def fresh() -> Session:  # a stateful model's answers depend on the calls before
+        return engine.open(data, request.inputs, request.outputs)
+
+    golden = GoldenSet.read(Path(request.golden).read_bytes(), reference=request.reference, stacked=request.stacked)
+    got = golden.run(fresh())
     holdout = arrays.load(Path(request.holdout))
-    inputs, reference = arrays.without("in", holdout), arrays.without("out", holdout)
-    outputs = _answers(session, inputs)
-    golden = arrays.load(Path(request.golden))
-    expected, got = arrays.without("out", golden), session.run(arrays.without("in", golden))
+    reference = arrays.without(request.reference, holdout)
+    session = fresh()
+    outputs = run_all(session, arrays.without("in", holdout), stacked=request.stacked, batch=BATCH)
+    arrays.save(Path(request.answers), outputs)
+    rows = np.max([row_errors_ppm(reference[name], outputs[name]) for name in request.compared], axis=0)
     return Evaluated(
         engine=engine.name,
         runtime=f"{engine.name}/{engine.version}",
-        metric=recipe.score(outputs, holdout["targets"]),
-        latency_us=_latency_us(session, {name: array[:1] for name, array in inputs.items()}),
-        parity=max(_distance(expected[name], got[name]) for name in expected),
-        parity_ppm=max(golden_error_ppm(reference[name], outputs[name]) for name in reference),
-        golden_ppm=max(golden_error_ppm(expected[name], got[name]) for name in expected),
+        metric=score(outputs, reference, holdout.get("targets")),
+        latency_us=latency_us(session, golden.one_call()),
+        parity=max(_distance(golden.outputs[name], got[name]) for name in golden.outputs),
+        quantiles_ppm=tuple(float(value) for value in np.quantile(rows, QUANTILES, method="higher")),
+        golden_ppm=golden.error_ppm(got),
     )
 
 
-def _answers(session: Session, inputs: Tensors) -> dict[str, Array]:
-    count = len(next(iter(inputs.values())))
-    parts = [
-        session.run({name: array[start : start + BATCH] for name, array in inputs.items()})
-        for start in range(0, count, BATCH)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def row_errors_ppm(expected: Array, got: Array) -> Array:
+    """Return each row's largest distance, float64 [rows], in millionths of max(1, |largest expected value|).
+
+    What has another shape, or is NaN or infinite where the other is not, is `WORST_PPM` away.
+    """
+    if expected.shape != got.shape:
+        return np.full(len(expected), WORST_PPM)
+    rows = len(expected)
+    if expected.dtype.kind not in "fiu":
+        return np.where((expected != got).reshape(rows, -1).any(axis=1), WORST_PPM, 0.0)
+    want, have = (array.astype(np.float64).reshape(rows, -1) for array in (expected, got))
+    same = (want == have) | (np.isnan(want) & np.isnan(have))
+    comparable = np.isfinite(want) & np.isfinite(have)
+    finite = want[np.isfinite(want)]
+    scale = max(1.0, float(np.abs(finite).max(initial=0.0)))
+    apart = np.subtract(want, have, out=np.zeros_like(want), where=comparable)
+    ppm = np.where(same, 0.0, np.where(comparable, np.abs(apart) / scale * PPM, WORST_PPM))
+    return np.asarray(np.ceil(ppm.max(axis=1, initial=0.0)))
 
 
 def _distance(expected: Array, got: Array) -> float:
-    if expected.dtype.kind not in "fiu":
+    if expected.dtype.kind not in "fiu" or expected.shape != got.shape:
         return float(not np.array_equal(expected, got))
-    return float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max())
-
-
-def _latency_us(session: Session, row: Tensors) -> float:
-    for _ in range(WARM_CALLS):
-        session.run(row)
-    times: list[float] = []
-    end = time.perf_counter() + TIMING_S
-    while len(times) < MAX_CALLS and (not times or time.perf_counter() < end):
-        start = time.perf_counter()
-        session.run(row)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+    return float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max(initial=0.0))

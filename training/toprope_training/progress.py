@@ -1,31 +1,53 @@
-"""Shows progress to people: a bar for each step on a terminal, a plain sentence for each step elsewhere."""
+"""Shows progress: bars with the time left on a terminal, a plain line for each step elsewhere, JSON lines for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from toprope_training import recipe
+from toprope_training.steps import Told
+from toprope_training.styles import Style
 
 
 @contextmanager
-def shown(console: Console | None = None) -> Iterator[recipe.Progress]:
+def shown(style: Style = Style.AUTO, console: Console | None = None) -> Iterator[recipe.Progress]:
     """Give a function to tell progress to; it writes to standard error unless a console is given."""
     console = console or Console(stderr=True)
-    if not console.is_terminal:
-        yield _Sentences(console)
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        told = _Bars(bars)
-        yield told
-        told.end()
+    if style is Style.JSON:
+        yield _Json(console)
+    elif style is Style.LINES or not console.is_terminal:
+        yield _Lines(console)
+    else:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bars:
+            told = _Bars(bars)
+            yield told
+            told.end()
 
 
-class _Sentences:
+class _Json:
+    """One object a line: `text`, `done` and `total` (0: unknown)."""
+
+    def __init__(self, console: Console) -> None:
+        self._file = console.file
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
+        self._file.write(msgspec.json.encode(Told(text, done, total)).decode() + "\n")
+        self._file.flush()
+
+
+class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last = ""

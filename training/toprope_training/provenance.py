@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import shutil
@@ -15,28 +16,36 @@ from toprope_training.recipe import Recipe
 from toprope_training.steps import Trained
 
 UNKNOWN = "unknown"
+IMPORT = "import"
 PACKAGES = (
     "ai-edge-litert",
     "keras",
     "numpy",
     "onnx",
     "onnxruntime",
+    "onnxscript",
     "scikit-learn",
+    "skl2onnx",
     "tensorflow",
     "tensorflow-cpu",
     "tf2onnx",
     "tflite-runtime",
+    "torch",
     "toprope-shared",
     "toprope-training",
 )
 
 
-def collect(reference: str, recipe: Recipe, trained: Trained, seed: int, created: int) -> Provenance:
+def of_recipe(reference: str, recipe: Recipe, trained: Trained, seed: int, created: int) -> Provenance:
     """Return the provenance of a release that was made from the recipe at `reference`."""
     file = catalogue.source(reference)
+    with catalogue.blame(recipe, "parameters"):
+        parameters = dict(recipe.parameters())
+    if recipe.source is not None:
+        parameters["data"] = recipe.source.name
     return Provenance(
         recipe=file.stem,
-        parameters={**recipe.parameters(), "recipe_sha256": sha256_file(file)},
+        parameters={**parameters, "recipe_sha256": sha256_file(file)},
         data_sha256=trained.data_sha256,
         weights_sha256=trained.weights_sha256,
         seed=seed,
@@ -44,6 +53,30 @@ def collect(reference: str, recipe: Recipe, trained: Trained, seed: int, created
         packages=packages(),
         created=created,
     )
+
+
+def of_import(file: Path, kind: str, created: int, data_sha256: str) -> Provenance:
+    """Return the provenance of a release that was made from a model's file, or from a SavedModel's folder."""
+    digest = sha256_file(file) if file.is_file() else _folder_sha256(file)
+    return Provenance(
+        recipe=IMPORT,
+        parameters={"file": file.name, "kind": kind, "file_sha256": digest},
+        data_sha256=data_sha256,
+        weights_sha256=digest,
+        seed=0,
+        source_revision=UNKNOWN,
+        packages=packages(),
+        created=created,
+    )
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Return the SHA-256 over the names and digests of all files in a folder."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            whole.update(f"{path.relative_to(folder)}\0{sha256_file(path)}\n".encode())
+    return whole.hexdigest()
 
 
 def packages() -> dict[str, str]:

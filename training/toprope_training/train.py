@@ -1,7 +1,8 @@
-"""The step that trains: a recipe in; SavedModel, weights, golden set and the reference's answers out. Holds TensorFlow.
+"""The step that trains: a recipe in; SavedModels, weights, golden set and the references' answers out. Holds TensorFlow.
 
 The SavedModel's one signature, `serving_default`, has the recipe's tensor names and is traced with `training=False`: Keras's
-own export would leave augmentation layers switched on. Chance is seeded and TensorFlow's kernels are deterministic.
+own export would leave augmentation layers switched on. Chance is seeded and TensorFlow's kernels are deterministic. A recipe
+with a teacher is trained twice: first the larger model, then the small one on what the larger says.
 """
 
 from __future__ import annotations
@@ -16,66 +17,141 @@ import tensorflow as tf
 from keras.export import ExportArchive
 
 from toprope_shared.errors import InputError
+from toprope_shared.manifest import REFERENCE, TEACHER
 from toprope_shared.tensors import Array, Tensors, TensorSpec
 from toprope_training import arrays, catalogue, layout
 from toprope_training.recipe import Data, Progress, Recipe, Rows
+from toprope_training.rows import check_data, data_digest, write_rows
 from toprope_training.steps import Train, Trained
+from toprope_training.variants import of_teacher
 
 SIGNATURE = "serving_default"  # what an archive also calls its first endpoint
 ENDPOINT = "serve"
 BATCH = 256
-REPRESENTATIVE_ROWS = 200
 
 
 def run(request: Train, progress: Progress) -> Trained:
-    """Train a recipe and write everything that comes of it into the request's folder."""
-    recipe = catalogue.load(request.recipe)
+    """Train a recipe and write everything that comes of it into the request's folder.
+
+    Raises:
+        InputError: the recipe's own code failed, its data do not fit, or the training gave numbers that are not finite.
+    """
+    recipe = catalogue.load(request.recipe, data=Path(request.data) if request.data else None)
+    recipe.tensorboard = Path(request.tensorboard) if request.tensorboard else None
     out = Path(request.out)
     keras.utils.set_random_seed(request.seed)
     tf.config.experimental.enable_op_determinism()
     progress("Loading the data", 0, 0)
-    data = recipe.data(request.seed)
-    _check_data(recipe, data)
-    progress("Training the model", 0, 0)
-    model = recipe.build()
-    recipe.train(model, data.train, progress)
+    with catalogue.blame(recipe, "data"):
+        data = recipe.data(request.seed)
+    check_data(recipe, data)
+    made = _models(recipe, data, progress)
     progress("Saving the model", 0, 0)
-    serve = endpoint(model, recipe.inputs, recipe.outputs)
-    save_model(out / layout.SAVED_MODEL, model, serve)
-    weights = recipe.weights(model)
+    weights: dict[str, Array] = {}
+    references: dict[str, dict[str, Array]] = {}
+    for kind, model in made.items():
+        serve = endpoint(model, recipe.inputs, recipe.outputs)
+        save_model(out / layout.saved_model(kind), model, serve)
+        weights |= _weights(recipe, model, kind)
+        references[kind] = answers(serve, recipe, data.holdout)
+        _check_finite("answer", references[kind])
     arrays.save(out / layout.WEIGHTS, weights)
-    reference = answers(serve, recipe, data.holdout)
-    rows = _write_rows(out, recipe, data, reference)
+    scores = {kind: _score(recipe, outputs, data.holdout.targets) for kind, outputs in references.items()}
+    with catalogue.blame(recipe, "summary"):
+        summary = recipe.summary(made[REFERENCE])
     return Trained(
-        metric=recipe.score(reference, data.holdout.targets),
-        rows=rows,
-        data_sha256=_data_digest(data),
+        metric=scores[REFERENCE],
+        teacher_metric=scores.get(TEACHER),
+        rows=write_rows(out, recipe, data, references),
+        data_sha256=data_digest(data),
         weights_sha256=arrays.digest(weights),
-        summary=recipe.summary(model),
+        summary=summary,
+        labels=tuple(recipe.labels),
+        preprocessing=recipe.preprocessing(),
     )
 
 
-def endpoint(model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
-    """Return a `tf.function` from arrays, in the order of `inputs`, to a dict of outputs by name.
+def _models(recipe: Recipe, data: Data, progress: Progress) -> dict[str, Any]:
+    """Return the trained models: the recipe's own, and the teacher when a variant is made of it."""
+    if not any(of_teacher(name) for name in recipe.variants):
+        return {REFERENCE: _train(recipe, data, progress)}
+    with catalogue.blame(recipe, "build_teacher"):
+        teacher = recipe.build_teacher()
+    _check_tensors(teacher, recipe.inputs, recipe.outputs)
 
-    Raises:
-        InputError: the model has other inputs or another number of outputs than the recipe says.
-    """
+    def told(text: str, done: int, total: int) -> None:
+        progress(f"{text} (the teacher)", done, total)
+
+    told("Training the model", 0, 0)
+    with catalogue.blame(recipe, "train_teacher"):
+        recipe.train_teacher(teacher, data.train, told)
+    serve = endpoint(teacher, recipe.inputs, recipe.outputs)
+    taught = answers(serve, recipe, data.train)
+    _check_finite("answer of the teacher", taught)
+    return {REFERENCE: _train(recipe, data, progress, taught), TEACHER: teacher}
+
+
+def _train(recipe: Recipe, data: Data, progress: Progress, taught: Tensors | None = None) -> Any:
+    with catalogue.blame(recipe, "build"):
+        model = recipe.build()
+    _check_tensors(model, recipe.inputs, recipe.outputs)
+    progress("Training the model", 0, 0)
+    if taught is None:
+        with catalogue.blame(recipe, "train"):
+            recipe.train(model, data.train, progress)
+    else:
+        with catalogue.blame(recipe, "distill"):
+            recipe.distill(model, data.train, taught, progress)
+    return model
+
+
+def _weights(recipe: Recipe, model: Any, kind: str) -> dict[str, Array]:
+    with catalogue.blame(recipe, "weights"):
+        weights = recipe.weights(model)
+    _check_finite("weight", weights)
+    return weights if kind == REFERENCE else arrays.prefixed(kind, weights)
+
+
+def _check_finite(what: str, found: Tensors) -> None:
+    for name, array in found.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(
+                f"the training did not hold: the {what} {name!r} is not finite (NaN or infinite); "
+                "lower the learning rate, scale the inputs, or look for a division by zero in the loss"
+            )
+
+
+def _score(recipe: Recipe, outputs: Tensors, targets: Array) -> float:
+    with catalogue.blame(recipe, "score"):
+        metric = float(recipe.score(outputs, targets))
+    if not np.isfinite(metric):
+        raise InputError(f"the metric {recipe.metric.name} of {recipe.name} is {metric}; `score` must give a finite number")
+    return metric
+
+
+def endpoint(model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
+    """Return a `tf.function` from arrays, in the order of `inputs`, to a dict of outputs by name."""
+    names = [spec.name for spec in inputs]
+
+    def serve(*tensors: Any) -> dict[str, Any]:
+        result = model(tensors[0] if len(tensors) == 1 else dict(zip(names, tensors, strict=True)), training=False)
+        if isinstance(result, Mapping):
+            return {spec.name: tf.identity(result[spec.name]) for spec in outputs}
+        results = result if isinstance(result, list | tuple) else [result]
+        return {spec.name: tf.identity(value) for spec, value in zip(outputs, results, strict=True)}
+
+    return tf.function(serve, input_signature=[signature(spec) for spec in inputs])
+
+
+def _check_tensors(model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    if not isinstance(model, keras.Model):
+        raise InputError(f"`build` returned {type(model).__name__}; it must return a keras.Model")
     names = [spec.name for spec in inputs]
     have = [tensor.name for tensor in model.inputs]
     if sorted(have) != sorted(names):
         raise InputError(f"the model's inputs are {', '.join(have)}; the recipe says {', '.join(names)}")
     if len(model.outputs) != len(outputs):
         raise InputError(f"the model has {len(model.outputs)} outputs; the recipe says {len(outputs)}")
-
-    def serve(*tensors: Any) -> dict[str, Any]:
-        result = model(tensors[0] if len(tensors) == 1 else dict(zip(names, tensors, strict=True)), training=False)
-        if isinstance(result, Mapping):
-            return dict(result)
-        results = result if isinstance(result, list | tuple) else [result]
-        return {spec.name: value for spec, value in zip(outputs, results, strict=True)}
-
-    return tf.function(serve, input_signature=[signature(spec) for spec in inputs])
 
 
 def signature(spec: TensorSpec) -> Any:
@@ -99,38 +175,9 @@ def answers(serve: Callable[..., Mapping[str, Any]], recipe: Recipe, rows: Rows)
     for start in range(0, len(rows), BATCH):
         batch = [tf.constant(rows.inputs[spec.name][start : start + BATCH]) for spec in recipe.inputs]
         parts.append({name: np.asarray(value) for name, value in serve(*batch).items()})
-    return {spec.name: np.concatenate([part[spec.name] for part in parts]).astype(spec.dtype) for spec in recipe.outputs}
-
-
-def _check_data(recipe: Recipe, data: Data) -> None:
-    for what, rows in (("training", data.train), ("holdout", data.holdout)):
-        if not len(rows):
-            raise InputError(f"the recipe {recipe.name} gave no {what} rows")
-        for spec in recipe.inputs:
-            array = rows.inputs.get(spec.name)
-            if array is None:
-                raise InputError(f"the {what} rows have no input {spec.name!r}")
-            if array.dtype != spec.dtype or len(array) != len(rows) or array.shape[1:] != spec.shape[1:]:
-                raise InputError(
-                    f"the {what} rows give {spec.name!r} as {array.dtype}{list(array.shape)}; "
-                    f"the recipe says {spec.dtype}{list(spec.shape)} and there are {len(rows)} targets"
-                )
-
-
-def _write_rows(out: Path, recipe: Recipe, data: Data, reference: Tensors) -> int:
-    """Write golden set, holdout and representative rows; return how many are golden."""
-    golden = arrays.spread(len(data.holdout), recipe.golden_rows)
-    some = {name: array[golden] for name, array in reference.items()}
-    arrays.save(out / layout.GOLDEN, arrays.prefixed("in", data.holdout.take(golden).inputs) | arrays.prefixed("out", some))
-    held_out = arrays.prefixed("in", data.holdout.inputs) | arrays.prefixed("out", reference)
-    arrays.save(out / layout.HOLDOUT, held_out | {"targets": data.holdout.targets})
-    typical = data.train.take(arrays.spread(len(data.train), REPRESENTATIVE_ROWS))
-    arrays.save(out / layout.REPRESENTATIVE, arrays.prefixed("in", typical.inputs))
-    return len(golden)
-
-
-def _data_digest(data: Data) -> str:
-    everything: dict[str, Array] = {}
-    for what, rows in (("train", data.train), ("holdout", data.holdout)):
-        everything |= arrays.prefixed(what, rows.inputs) | {f"{what} targets": rows.targets}
-    return arrays.digest(everything)
+    found = {spec.name: np.concatenate([part[spec.name] for part in parts]).astype(spec.dtype) for spec in recipe.outputs}
+    for spec in recipe.outputs:
+        if found[spec.name].shape[1:] != spec.shape[1:]:
+            got = list(found[spec.name].shape)
+            raise InputError(f"the model gives {spec.name!r} the shape {got}; the recipe says {list(spec.shape)}")
+    return found

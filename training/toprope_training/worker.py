@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import logging
 import os
 import sys
 from typing import BinaryIO, NamedTuple
@@ -17,6 +18,7 @@ import msgspec
 
 from toprope_shared.errors import InputError, TopropeError
 from toprope_training import steps
+from toprope_training.importing import reading
 
 
 class _Step(NamedTuple):
@@ -30,12 +32,18 @@ STEPS = {
     "convert": _Step("toprope_training.convert", steps.Convert),
     "quantize": _Step("toprope_training.quantize", steps.Quantize),
     "evaluate": _Step("toprope_training.evaluate", steps.Evaluate),
+    "read tensorflow": _Step("toprope_training.importing.from_tensorflow", reading.Read),
+    "read onnx": _Step("toprope_training.importing.from_onnx", reading.Read),
+    "read tflite": _Step("toprope_training.importing.from_tflite", reading.Read),
+    "export torch": _Step("toprope_training.importing.from_torch", reading.Export),
+    "export sklearn": _Step("toprope_training.importing.from_sklearn", reading.Export),
 }
 
 
 def main() -> None:
     """Do every job of standard input in turn."""
     faulthandler.enable()
+    logging.basicConfig(level=logging.INFO)
     with os.fdopen(int(sys.argv[1]), "wb") as pipe:
         try:
             for line in sys.stdin.buffer:

@@ -72,21 +72,47 @@ class LiteRt(_Tflite):
 
 
 class _Runner:
-    """One interpreter with its signature and the conversions at its borders."""
+    """One interpreter with the conversions at its borders; its tensors have the names of its signature, or their own."""
 
     def __init__(self, interpreter: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         interpreter.allocate_tensors()  # before get_signature_runner, else it complains of references to internal data
         signatures = interpreter.get_signature_list()
-        if not signatures:
-            raise LoadError("the TFLite file has no signature; convert it from a SavedModel so that its tensors have names")
-        key = "serving_default" if "serving_default" in signatures else next(iter(signatures))
-        self._runner = interpreter.get_signature_runner(key)
+        key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+        self._runner = _Unsigned(interpreter) if key is None else interpreter.get_signature_runner(key)
         self._inputs = _borders("input", inputs, self._runner.get_input_details())
         self._outputs = _borders("output", outputs, self._runner.get_output_details())
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
         raw = self._runner(**{name: border.inward(inputs[name]) for name, border in self._inputs.items()})
         return {name: border.outward(raw[name]) for name, border in self._outputs.items()}
+
+
+class _Unsigned:
+    """Runs a file without a signature, as older converters wrote it, in the way of a signature's runner."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        self._inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
+        self._outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
+        self._shapes = {name: tuple(detail["shape"]) for name, detail in self._inputs.items()}
+
+    def get_input_details(self) -> dict[str, dict[str, Any]]:
+        return self._inputs
+
+    def get_output_details(self) -> dict[str, dict[str, Any]]:
+        return self._outputs
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if shapes != self._shapes:
+            for name, shape in shapes.items():
+                self._interpreter.resize_tensor_input(self._inputs[name]["index"], shape)
+            self._interpreter.allocate_tensors()
+            self._shapes = shapes
+        for name, array in inputs.items():
+            self._interpreter.set_tensor(self._inputs[name]["index"], array)
+        self._interpreter.invoke()
+        return {name: self._interpreter.get_tensor(detail["index"]) for name, detail in self._outputs.items()}
 
 
 class _Border:
