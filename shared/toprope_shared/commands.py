@@ -5,6 +5,7 @@ What is slow to import (numpy, engines, urllib3) is imported when a command runs
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import urllib3
 
     from toprope_shared.inference import InferenceResponse
+    from toprope_shared.manifest import Tokenizer
     from toprope_shared.tensors import Array, Tensors, TensorSpec
 
 AGENT_URL = "http://127.0.0.1:8501"
@@ -33,6 +35,8 @@ MIN_PYTHON = (3, 11)
 # The oldest glibc for which all engines have wheels (manylinux_2_28).
 MIN_GLIBC = (2, 28)
 MIN_FREE_BYTES = 500_000_000
+_FILES = (".npy", ".npz", ".json")
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _NAMED = re.compile(r"([A-Za-z_][\w.:/-]*)=(.+)", re.DOTALL)
 
 predict_app = typer.Typer()
@@ -43,7 +47,9 @@ doctor_app = typer.Typer()
 def predict(
     model: str = typer.Argument(help="The model's name."),
     inputs: list[str] = typer.Option(
-        ..., "--input", help="A .npy, .npz or .json file, or JSON text; name=... where the model has several inputs."
+        ...,
+        "--input",
+        help="A .npy, .npz or .json file, JSON, or plain text where the model reads text; name=... with several inputs.",
     ),
     version: str | None = typer.Option(
         None, "--version", help="A semantic version or release counter; else the active one."
@@ -58,8 +64,9 @@ def predict(
 
     client = _Client(url, timeout, advice="; start an agent with `toprope edge run` or give another --url")
     path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
-    specs, labels = _described(client.get(path))
-    request = InferenceRequest(model=model, version=version, inputs=_read_inputs(inputs, specs))
+    described = _described(client.get(path))
+    request = InferenceRequest(model=model, version=version, inputs=_read_inputs(inputs, described))
+    labels = described.labels
     body, headers = encode_request(request, timeout_us=round(timeout * 1_000_000))
     answer = client.ask("POST", path + "/infer", body=body, headers=headers)
     response = decode_response(answer.data, answer.headers)
@@ -129,34 +136,45 @@ def _refuse(answer: urllib3.BaseHTTPResponse) -> NoReturn:
     raise UnavailableError(f"{sentence} ({', '.join(reasons)})" if reasons else sentence, reasons=reasons)
 
 
-def _described(metadata: Any) -> tuple[tuple[TensorSpec, ...], tuple[str, ...]]:
-    """Return the inputs and the labels that a model's metadata names."""
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What a model's metadata says of it; the tokenizers by input."""
+
+    specs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    tokenizers: Mapping[str, Tokenizer]
+
+
+def _described(metadata: Any) -> _Described:
     import msgspec
 
+    from toprope_shared.manifest import Preprocessing
     from toprope_shared.tensors import TensorSpec
 
     try:
-        specs = msgspec.convert(metadata["inputs"], tuple[TensorSpec, ...])
-        return specs, msgspec.convert(metadata.get("labels", ()), tuple[str, ...])
-    except (msgspec.ValidationError, TypeError, KeyError) as error:
+        steps = msgspec.convert(metadata.get("preprocessing", ()), tuple[Preprocessing, ...])
+        return _Described(
+            msgspec.convert(metadata["inputs"], tuple[TensorSpec, ...]),
+            msgspec.convert(metadata.get("labels", ()), tuple[str, ...]),
+            {step.input: step.tokenizer for step in steps if step.tokenizer},
+        )
+    except (msgspec.ValidationError, AttributeError, TypeError, KeyError) as error:
         raise LinkError(f"the model's metadata does not fit the Open Inference Protocol: {error}") from error
 
 
-def _read_inputs(texts: list[str], specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    by_name = {spec.name: spec for spec in specs}
+def _read_inputs(texts: list[str], described: _Described) -> dict[str, Array]:
+    by_name = {spec.name: spec for spec in described.specs}
     values: dict[str, Any] = {}
     for text in texts:
-        named = _NAMED.fullmatch(text)
-        value = _read_value(named[2] if named else text)
-        if named:
-            values[named[1]] = value
-        elif isinstance(value, dict):
+        name, rest = _split_name(text, described)
+        value = _read_value(rest, described.tokenizers.get(name))
+        if isinstance(value, dict):
             values.update(value)
-        elif len(specs) == 1:
-            values[specs[0].name] = value
+        elif name:
+            values[name] = value
         else:
             raise InputError(
-                f"say which input this is, e.g. --input {specs[0].name}=...; the inputs are {', '.join(by_name)}"
+                f"say which input this is, e.g. --input {described.specs[0].name}=...; the inputs are {', '.join(by_name)}"
             )
     unknown = values.keys() - by_name.keys()
     if unknown:
@@ -164,22 +182,46 @@ def _read_inputs(texts: list[str], specs: tuple[TensorSpec, ...]) -> dict[str, A
     return {name: _fit(by_name[name], value) for name, value in values.items()}
 
 
-def _read_value(text: str) -> Any:
-    """Return an array, arrays by name, or a JSON value."""
+def _split_name(text: str, described: _Described) -> tuple[str, str]:
+    """Return the input that an argument is for, empty when it does not say so and there are several, and its value."""
+    only = described.specs[0].name if len(described.specs) == 1 else ""
+    named = _NAMED.fullmatch(text)
+    # A plain text may hold `=` too: it is a name only if the model has such an input.
+    if named is None or (only in described.tokenizers and named[1] != only):
+        return only, text
+    return named[1], named[2]
+
+
+def _read_value(text: str, tokenizer: Tokenizer | None = None) -> Any:
+    """Return an array, arrays by name, or a JSON value; plain text, where the input has a tokenizer, as its ids."""
+    from toprope_shared.text import encode
+
+    problem: Exception
+    try:
+        value = _read_file(Path(text)) if Path(text).suffix in _FILES else json.loads(text)
+    except OSError as error:
+        problem, plain = error, error.errno in _NO_SUCH_FILE
+    except (ValueError, RecursionError, EOFError) as error:
+        problem, plain = error, Path(text).suffix not in _FILES
+    else:
+        return encode(value, tokenizer) if tokenizer and isinstance(value, str) else value
+    if tokenizer and plain:
+        return encode(text, tokenizer)
+    raise InputError(
+        f"can't read the input {text[:80]!r}: {problem}; give a .npy, .npz or .json file, or JSON"
+    ) from problem
+
+
+def _read_file(path: Path) -> Any:
     import numpy as np
 
-    path = Path(text)
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        return json.loads(path.read_text() if path.suffix == ".json" else text)
-    except (OSError, ValueError, RecursionError, EOFError) as error:
-        raise InputError(
-            f"can't read the input {text[:80]!r}: {error}; give a .npy, .npz or .json file, or JSON"
-        ) from error
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    found = np.load(path, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        return found
+    with found as arrays:
+        return dict(arrays)
 
 
 def _fit(spec: TensorSpec, value: Any) -> Array:

@@ -13,19 +13,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from tests.shared.serving.conftest import make_shelf
+from tests.shared.serving.conftest import Held, make_manifest, make_shelf
 from typer.testing import CliRunner, Result
 
 from toprope_shared import commands
 from toprope_shared.commands import Level, doctor_app, predict_app
 from toprope_shared.errors import DeadlineError, InputError, NotFoundError, RequestError, UnavailableError
 from toprope_shared.inference import CloudReason, Origin, Reason
+from toprope_shared.manifest import Manifest, Preprocessing, Tokenizer
 from toprope_shared.serving.app import build_app, listen, run, serve
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.tensors import TensorSpec
 
+
+def reader(model: str, *inputs: TensorSpec) -> Manifest:
+    """Return the manifest of a model whose input `tokens` is made of text."""
+    outputs = [TensorSpec("same", "INT32", (-1, 4))]
+    step = Preprocessing("tokens", "the message as ids", Tokenizer(("my", "computer", "电"), 4))
+    return msgspec.structs.replace(make_manifest(model, list(inputs), outputs), preprocessing=(step,))
+
+
+TOKENS = TensorSpec("tokens", "INT32", (-1, 4))
 SHELF = make_shelf()
+SHELF.models_ += [
+    Held(reader("reader", TOKENS), lambda inputs: {"same": inputs["tokens"]}),
+    Held(reader("pen", TOKENS, TensorSpec("ink", "INT32", (-1, 1))), lambda inputs: {"same": inputs["tokens"]}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +124,49 @@ def test_several_inputs_come_from_one_npz_or_by_name(url: str, files: Path) -> N
 def test_strings_are_sent_and_printed(url: str) -> None:
     answer = told(predict("strings", "--input", '["ab", "é"]', "--url", url, "--json"), as_json=True)
     assert answer["outputs"]["upper"] == ["AB", "é"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("my computer is broken", [[2, 3, 1, 1]]),
+        ("我的电脑", [[1, 1, 4, 1]]),
+        ("tokens=my computer", [[2, 3, 0, 0]]),
+        ("x=my computer", [[1, 2, 3, 0]]),
+        ('"my computer"', [[2, 3, 0, 0]]),
+        ("where is my computer.json", [[1, 1, 2, 3]]),
+        ("[2, 3, 4, 1]", [[2, 3, 4, 1]]),
+        ("tokens=[[2, 3, 4, 1], [0, 0, 0, 0]]", [[2, 3, 4, 1], [0, 0, 0, 0]]),
+        ('{"tokens": [2, 3, 4, 1]}', [[2, 3, 4, 1]]),
+        ("😀", [[0, 0, 0, 0]]),
+        ("", [[0, 0, 0, 0]]),
+        ("my " * 5000, [[2, 2, 2, 2]]),
+    ],
+)
+def test_where_the_model_reads_text_plain_text_becomes_its_ids(url: str, text: str, expected: list[list[int]]) -> None:
+    answer = told(predict("reader", "--input", text, "--url", url, "--json"), as_json=True)
+    assert answer["outputs"]["same"] == expected
+
+
+def test_the_metadata_tell_how_an_input_is_made(url: str) -> None:
+    told_by = commands._Client(url, 5).get("/v2/models/reader")["preprocessing"]
+    tokenizer = {"vocabulary": ["my", "computer", "电"], "length": 4}
+    assert told_by == [{"input": "tokens", "text": "the message as ids", "tokenizer": tokenizer}]
+
+
+def test_of_several_inputs_the_one_that_reads_text_is_named(url: str) -> None:
+    answer = predict("pen", "--input", "tokens=my computer", "--input", "ink=[1]", "--url", url, "--json")
+    assert told(answer, as_json=True)["outputs"]["same"] == [[2, 3, 0, 0]]
+    refused = predict("pen", "--input", "tokens=my computer", "--input", "ink=blue", "--url", url)
+    assert isinstance(refused.exception, InputError)
+    assert "can't read the input 'blue'" in str(refused.exception)
+
+
+def test_a_file_that_is_there_and_damaged_is_not_taken_as_text(url: str, tmp_path: Path) -> None:
+    for name in ("x.json", "x.npy", "x.npz"):
+        (tmp_path / name).write_text("{")
+        result = predict("reader", "--input", str(tmp_path / name), "--url", url)
+        assert isinstance(result.exception, InputError), name
 
 
 def test_the_answer_is_told_in_sentences_with_its_label(url: str) -> None:

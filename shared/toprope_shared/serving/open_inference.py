@@ -161,6 +161,8 @@ def _metadata(manifest: Manifest, statuses: tuple[ModelStatus, ...]) -> dict[str
     }
     if manifest.labels:
         metadata["labels"] = manifest.labels
+    if manifest.preprocessing:
+        metadata["preprocessing"] = [msgspec.to_builtins(one) for one in manifest.preprocessing]
     return metadata
 
 

@@ -41,6 +41,7 @@ class Digits(Recipe):
     epochs = 20
     batch_size = 32
     learning_rate = 0.002
+    distillation = 0.3
 
     def data(self, seed: int) -> Data:
         from sklearn.datasets import load_digits
