@@ -260,10 +260,14 @@ def _plain(array: Array) -> Any:
 
 
 def _picked(outputs: Tensors, labels: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Yield outputs with one score a label, and the best label of each row."""
+    """Yield outputs that speak of labels, with a text for each row: the best of one score a label, or those numbered."""
     for name, array in outputs.items():
-        if labels and array.ndim == 2 and array.dtype.kind in "fiu" and array.shape[1] == len(labels):
+        if not labels or array.ndim != 2 or array.dtype.kind not in "fiu":
+            continue
+        if array.shape[1] == len(labels):
             yield name, [labels[index] for index in array.argmax(axis=1).tolist()]
+        elif array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < len(labels):
+            yield name, [", ".join(labels[index] for index in row) for row in array.tolist()]
 
 
 def _as_text(response: InferenceResponse, labels: tuple[str, ...]) -> Iterator[str]:
@@ -273,7 +277,7 @@ def _as_text(response: InferenceResponse, labels: tuple[str, ...]) -> Iterator[s
         shape = "x".join(map(str, array.shape)) or "scalar"
         yield f"{name} ({shape}): {np.array2string(array, precision=6, separator=', ', threshold=64)}"
     for name, picked in _picked(response.outputs, labels):
-        yield f"{name} says: {', '.join(picked)}"
+        yield f"{name} says: {'; '.join(picked)}"
     provenance = response.provenance
     runtime = f" on {provenance.runtime}" if provenance.runtime else ""
     yield f"The {provenance.origin} answered with {response.model} {response.version}{runtime}."

@@ -113,8 +113,8 @@ def test_a_pytorch_program_becomes_onnx(tmp_path: Path) -> None:
         "free = ({0: torch.export.Dim('batch')},)\n"
         f"torch.export.save(torch.export.export(net, (torch.ones(2, 64),), dynamic_shapes=free), {str(tmp_path / 'm.pt2')!r})\n"
     )
-    subprocess.run([python, "-c", program], check=True, capture_output=True, timeout=300)
-    command = [python, "-m", "toprope_shared.cli", "import", str(tmp_path / "m.pt2"), "--name", "net"]
+    subprocess.run([str(python), "-c", program], check=True, capture_output=True, timeout=300)
+    command = [str(python), "-m", "toprope_shared.cli", "import", str(tmp_path / "m.pt2"), "--name", "net"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False, timeout=600
     )
@@ -128,7 +128,7 @@ def _torch() -> Path:
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=120)
-        install = [python, "-m", "pip", "install", "--quiet", "torch==2.13.0", "onnxscript"]
+        install = [str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", "onnxscript"]
         done = subprocess.run(install, capture_output=True, text=True, check=False, timeout=900)
         if done.returncode:
             pytest.skip("PyTorch can't be installed here")

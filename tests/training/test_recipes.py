@@ -258,3 +258,11 @@ def test_ratings_that_are_too_few_or_too_many_are_refused(tmp_path: Path, text: 
     path.write_text(CSV + text)
     with pytest.raises(InputError, match=sentence):
         recommend(path)
+
+
+def test_words_share_the_parts_that_more_than_one_of_them_has() -> None:
+    table, count = support.word_parts(("robot", "robots", "我", "zq"))
+    assert table.shape[0] == FIRST + 4
+    shared = set(table[FIRST]) & set(table[FIRST + 1]) - {0}
+    assert len(shared) == count - 1 == len({"<ro", "rob", "obo", "bot", "<rob", "robo", "obot"})
+    assert not table[[0, 1, FIRST + 2, FIRST + 3]].any()

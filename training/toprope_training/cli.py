@@ -59,7 +59,7 @@ def train(
             )
     console = Console()
     if summary:
-        console.print(f"The model {summary}.", highlight=False)
+        console.print(f"{bundle.manifest.model}: {summary}.", highlight=False)
     console.print(show.header(bundle.manifest), highlight=False)
     console.print(show.variants(bundle.manifest))
     console.print(f"The bundle is in {out}; `toprope release show {out}` tells all of it.", highlight=False)

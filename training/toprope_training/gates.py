@@ -128,7 +128,7 @@ def golden(engine: str, variant: str, error_ppm: float, tolerance_ppm: int, prob
 def size(variant: str, length: int, float_length: int, *, lenient: bool = False) -> Gate:
     """Return the receipt of a quantized variant's size; one that did not shrink is marked, and left out where that may be."""
     smaller = length < float_length
-    advice = "" if smaller else "not smaller than float32: it has too few weights that can be quantized; marked"
+    advice = "" if smaller else "not smaller than float32: it has too few weights that can be quantized"
     return Gate("size", variant, length / float_length, 1.0, smaller or not lenient, advice)
 
 
@@ -194,10 +194,10 @@ class Receipts:
 
 
 def _told(gate: Gate) -> str:
-    """Return why a gate failed: a measured figure where it has one, else what was said."""
-    if {gate.value, gate.limit} <= {0.0, 1.0} or math.isinf(gate.value):
-        return f"{gate.name}: {gate.advice}"
-    return f"{gate.name} is {gate.value:.6g}, the limit {gate.limit:.6g}"
+    """Return why a gate failed: a measured figure where that says it, else what was said."""
+    if " on " in gate.name and gate.limit != 1.0 and math.isfinite(gate.value):
+        return f"{gate.name} is {gate.value:.6g}, the limit {gate.limit:.6g}"
+    return f"{gate.name}: {gate.advice}"
 
 
 def demand(gates: Iterable[Gate]) -> None:

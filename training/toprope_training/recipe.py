@@ -172,7 +172,7 @@ class Recipe(ABC):
         )
 
     def preprocessing(self) -> tuple[Preprocessing, ...]:
-        """Return what a caller must do to make the inputs; called after `data` or without it."""
+        """Return what a caller must do to make the inputs; called after `data`, as `labels` is read after it."""
         return ()
 
     def weights(self, model: Any) -> dict[str, Array]:

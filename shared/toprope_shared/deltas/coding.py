@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,8 @@ def choose(base: memoryview, target: memoryview, piece: Piece, level: int = LEVE
     level = level if piece.length <= _THOROUGH_BYTES else min(level, _QUICK_LEVEL)
     sizes = {LITERAL: len(squeeze(new, bytes(old) if piece.length <= _THOROUGH_BYTES else b"", level))}
     for coding in _candidates(old, new, piece):
-        sizes[coding] = len(squeeze(b"".join(coded(old, new, coding)), b"", level)) + (_OWN_FRAME if coding.ratios else _ROW)
+        around = _OWN_FRAME if coding.ratios else _ROW
+        sizes[coding] = len(squeeze(b"".join(coded(old, new, coding)), b"", level)) + around
     return min(sizes, key=lambda one: sizes[one])
 
 
@@ -89,9 +90,9 @@ def _candidates(old: memoryview, new: memoryview, piece: Piece) -> Iterator[Codi
     if piece.width > 1 and piece.length < _LEAST_SCALED:
         yield Coding(Kind.SUBTRACT, 1, 8)
     if piece.width == 1 and piece.shape and piece.length >= _LEAST_SCALED:
-        scaled = min(_scaled(old, new, piece.shape), key=lambda one: _bits(old, new, one), default=None)
-        for bits in (8, 4, 2) if scaled else ():
-            yield Coding(Kind.SUBTRACT, 1, bits, scaled.ratios, scaled.inner)
+        scaled = sorted(_scaled(old, new, piece.shape), key=lambda one: _bits(old, new, one))
+        for bits in (8, 4, 2):
+            yield from (replace(one, bits=bits) for one in scaled[:1])
 
 
 def _scaled(old: memoryview, new: memoryview, shape: tuple[int, ...]) -> Iterator[Coding]:

@@ -33,6 +33,8 @@ SHIFT = 12  # a ratio of 1 is 1 << SHIFT
 _HEADER = struct.Struct(">4sHH 32sQ 32sQ IIII")
 _MAGIC = b"TRDL"
 _VARINT_BYTES = 9  # 63 bits
+FULL = "fetch the full file"
+AGAIN = f"fetch it again or {FULL}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,39 +126,12 @@ def read_header(data: bytes) -> Header:
 
 def encode(plan: Plan) -> bytes:
     """Return header and packed table."""
-    table = bytearray()
-    for group in plan.groups:
-        numbers = [group.kind, group.packed]
-        if group.kind is Kind.LITERAL:
-            numbers += [len(group.prefix), *(number for part in group.prefix for number in part)]
-        if group.kind is Kind.SUBTRACT:
-            numbers += [group.width, group.bits, group.ratios, group.inner]
-        for number in numbers:
-            _put(table, number)
-    for section in plan.sections:
-        _put(table, section.group)
-    for section in plan.sections:
-        _put(table, section.length)
-    for shift in _shifts(plan):
-        _put(table, shift * 2 if shift >= 0 else -shift * 2 - 1)
-    packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(bytes(table))
+    table = _table(plan)
+    packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(table)
     head = plan.header
-    return (
-        _HEADER.pack(
-            _MAGIC,
-            VERSION,
-            0,
-            bytes.fromhex(head.base_sha256),
-            head.base_length,
-            bytes.fromhex(head.target_sha256),
-            head.target_length,
-            len(plan.groups),
-            len(plan.sections),
-            len(table),
-            len(packed),
-        )
-        + packed
-    )
+    files = bytes.fromhex(head.base_sha256), head.base_length, bytes.fromhex(head.target_sha256), head.target_length
+    counts = len(plan.groups), len(plan.sections), len(table), len(packed)
+    return _HEADER.pack(_MAGIC, VERSION, 0, *files, *counts) + packed
 
 
 def read_plan(file: BinaryIO, length: int, limits: Limits) -> Plan:
@@ -172,11 +147,12 @@ def read_plan(file: BinaryIO, length: int, limits: Limits) -> Plan:
         ("list of groups", groups, limits.sections),
         ("list of sections", sections, limits.sections),
         ("table", unpacked, limits.table_bytes),
+        ("packed table", packed, limits.table_bytes),
     ):
         if number > most:
-            raise IntegrityError(f"the delta's {what} has a length of {number}, at most {most} is taken; fetch the full file")
+            raise IntegrityError(f"the delta's {what} has a length of {number}, at most {most} is taken; {FULL}")
     if packed > length - _HEADER.size:
-        raise IntegrityError("the delta ends within its table; fetch it again or fetch the full file")
+        raise IntegrityError(f"the delta ends within its table; {AGAIN}")
     numbers = _Numbers(unpack(file.read(packed), unpacked))
     found = tuple(_group(numbers, header, limits) for _ in range(groups))
     plan = Plan(header, found, tuple(_sections(numbers, header, found, sections)))
@@ -195,10 +171,29 @@ def unpack(packed: bytes, length: int) -> bytes:
         with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).stream_reader(packed) as stream:
             data: bytes = stream.read(length + 1)
     except zstandard.ZstdError as error:
-        raise IntegrityError(f"the delta is damaged: {error}; fetch it again or fetch the full file") from error
+        raise IntegrityError(f"the delta is damaged: {error}; {AGAIN}") from error
     if len(data) != length:
-        raise IntegrityError("the delta's table is longer or shorter than it says; fetch it again or fetch the full file")
+        raise IntegrityError(f"the delta's table is longer or shorter than it says; {AGAIN}")
     return data
+
+
+def _table(plan: Plan) -> bytes:
+    table = bytearray()
+    for group in plan.groups:
+        numbers = [group.kind, group.packed]
+        if group.kind is Kind.LITERAL:
+            numbers += [len(group.prefix), *(number for part in group.prefix for number in part)]
+        if group.kind is Kind.SUBTRACT:
+            numbers += [group.width, group.bits, group.ratios, group.inner]
+        for number in numbers:
+            _put(table, number)
+    for section in plan.sections:
+        _put(table, section.group)
+    for section in plan.sections:
+        _put(table, section.length)
+    for shift in _shifts(plan):
+        _put(table, shift * 2 if shift >= 0 else -shift * 2 - 1)
+    return bytes(table)
 
 
 def _read_header(data: bytes) -> tuple[Header, tuple[int, int, int, int]]:
@@ -208,7 +203,7 @@ def _read_header(data: bytes) -> tuple[Header, tuple[int, int, int, int]]:
         raise IntegrityError(f"the delta is cut: {len(data)} bytes are less than its header of {_HEADER.size}")
     _, version, zero, base, base_length, target, target_length, *counts = _HEADER.unpack_from(data)
     if version != VERSION or zero:
-        raise InputError(f"the delta is of version {version}, this toprope reads {VERSION}; update it or fetch the full file")
+        raise InputError(f"the delta is of version {version}, this toprope reads {VERSION}; update it or {FULL}")
     groups, sections, unpacked, packed = counts
     return Header(base.hex(), base_length, target.hex(), target_length), (groups, sections, unpacked, packed)
 
@@ -243,14 +238,14 @@ def _sections(numbers: _Numbers, header: Header, groups: tuple[Group, ...], coun
     for number, length in zip(members, lengths, strict=True):
         group = groups[number]
         if length == 0 or length % group.width:
-            raise IntegrityError(f"the delta has a section of {length} bytes for numbers of {group.width}; {_AGAIN}")
+            raise IntegrityError(f"the delta has a section of {length} bytes for numbers of {group.width}; {AGAIN}")
         if group.kind is Kind.LITERAL:
             yield Section(length, number)
             continue
         shift = numbers.next()
         base = expected + (shift >> 1 if shift % 2 == 0 else -(shift + 1 >> 1))
         if not 0 <= base <= header.base_length - length:
-            raise IntegrityError(f"the delta reads outside of its base file; {_AGAIN}")
+            raise IntegrityError(f"the delta reads outside of its base file; {AGAIN}")
         expected = base + length
         yield Section(length, number, base)
 
@@ -267,18 +262,15 @@ def _shifts(plan: Plan) -> Iterator[int]:
 def _check(plan: Plan, payload: int, limits: Limits) -> None:
     made = sum(section.length for section in plan.sections)
     if made != plan.header.target_length:
-        raise IntegrityError(f"the delta makes {made} bytes and promises {plan.header.target_length}; {_AGAIN}")
+        raise IntegrityError(f"the delta makes {made} bytes and promises {plan.header.target_length}; {AGAIN}")
     packed = sum(group.packed for group in plan.groups)
     if packed != payload:
-        raise IntegrityError(f"the delta names {packed} bytes of payload and has {payload}; {_AGAIN}")
+        raise IntegrityError(f"the delta names {packed} bytes of payload and has {payload}; {AGAIN}")
     sizes = [sum(length for _, length in group.prefix) for group in plan.groups]
     if max(sizes, default=0) > PREFIX_BYTES or sum(sizes) > limits.prefix_bytes:
-        raise IntegrityError(f"the delta wants to look back at more than {PREFIX_BYTES} bytes of its base; {_AGAIN}")
+        raise IntegrityError(f"the delta wants to look back at more than {PREFIX_BYTES} bytes of its base; {AGAIN}")
     if any(group.ratios and group.width != 1 for group in plan.groups):
-        raise IntegrityError(f"the delta has ratios for numbers that are not int8; {_AGAIN}")
-
-
-_AGAIN = "fetch it again or fetch the full file"
+        raise IntegrityError(f"the delta has ratios for numbers that are not int8; {AGAIN}")
 
 
 class _Numbers:
@@ -295,7 +287,7 @@ class _Numbers:
             if byte < 0x80:
                 self.at += place + 1
                 return value
-        raise IntegrityError(f"the delta's table is cut or damaged; {_AGAIN}")
+        raise IntegrityError(f"the delta's table is cut or damaged; {AGAIN}")
 
     def at_most(self, what: str, most: int) -> int:
         return self._held(what, lambda value: value <= most)
@@ -305,12 +297,12 @@ class _Numbers:
 
     def end(self) -> None:
         if self.at != len(self.table):
-            raise IntegrityError(f"the delta's table holds more than its sections; {_AGAIN}")
+            raise IntegrityError(f"the delta's table holds more than its sections; {AGAIN}")
 
     def _held(self, what: str, fits: Callable[[int], bool]) -> int:
         value = self.next()
         if not fits(value):
-            raise IntegrityError(f"the delta has {value} for a {what}, which cannot be; {_AGAIN}")
+            raise IntegrityError(f"the delta has {value} for a {what}, which cannot be; {AGAIN}")
         return value
 
 

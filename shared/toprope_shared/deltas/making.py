@@ -6,7 +6,7 @@ The same two files, regions and zstandard give the same bytes. No disk, no netwo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toprope_shared.deltas.coding import COPY, LEVEL, LITERAL, Coding, choose, coded, squeeze
 from toprope_shared.deltas.layout import PREFIX_BYTES, Group, Header, Kind, Plan, Section, encode
@@ -53,11 +53,11 @@ def make(
     """
     header = Header(sha256(base), len(base), sha256(target), len(target))
     before, after = memoryview(base), memoryview(target)
-    whole = (Piece(0, len(target), 0 if base == target else None),) if target else ()
-    plans = [_delta(header, before, after, whole, level)]
-    found = tuple(pieces(before, after, old, new))
-    if target and base != target:
-        plans.append(_delta(header, before, after, found, level))
+    if base == target or not target:
+        return _delta(header, before, after, (Piece(0, len(target), 0),) if target else (), level)
+    plans = [_delta(header, before, after, tuple(pieces(before, after, old, new)), level)]
+    if len(base) <= PREFIX_BYTES:  # else zstd could see a part only
+        plans.append(_delta(header, before, after, (Piece(0, len(target), None),), level))
     return min(plans, key=len)
 
 
@@ -106,7 +106,8 @@ def _merge(chosen: Iterable[_Coded]) -> Iterator[_Coded]:
     last: _Coded | None = None
     for one in chosen:
         if last and (last.coding, last.apart) == (one.coding, one.apart) and _follows(last.piece, one.piece):
-            last = _Coded(Piece(last.piece.start, last.piece.length + one.piece.length, last.piece.base), one.coding, one.apart)
+            length = last.piece.length + one.piece.length
+            last = replace(last, piece=replace(last.piece, length=length))
             continue
         if last:
             yield last
@@ -140,11 +141,10 @@ def _pack(
 
 
 def _prefix(length: int, found: Sequence[Piece]) -> tuple[tuple[int, int], ...]:
-    """Return what a literal group may look back at: what no tensor is held against, as far as the room goes."""
+    """Return what a literal group may look back at: what no tensor is held against, the short ranges first to have room."""
     room, out = PREFIX_BYTES, []
-    for start, size in unused(length, found):
-        taken = min(size, room)
-        if taken:
+    for start, size in sorted(unused(length, found), key=lambda one: one[1]):
+        if taken := min(size, room):
             out.append((start, taken))
         room -= taken
-    return tuple(out)
+    return tuple(sorted(out))

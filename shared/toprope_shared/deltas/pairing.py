@@ -44,6 +44,7 @@ class Piece:
         start, length: in the new file.
         base: where the old range starts; None where there is none.
         width, shape: of the numbers; what is no tensor has width 1 and no shape.
+        tensor: whether it is one.
     """
 
     start: int
@@ -51,6 +52,7 @@ class Piece:
     base: int | None
     width: int = 1
     shape: tuple[int, ...] = ()
+    tensor: bool = False
 
 
 def pieces(base: memoryview, target: memoryview, old: Iterable[Region], new: Iterable[Region]) -> Iterator[Piece]:
@@ -69,14 +71,15 @@ def pieces(base: memoryview, target: memoryview, old: Iterable[Region], new: Ite
         if not region.length:
             return
         found = _nearest(base, target, region, alike)
-        yield Piece(region.start, region.length, found and found.start, region.width, region.shape)
+        start = found.start if found else None
+        yield Piece(region.start, region.length, start, region.width, region.shape, tensor=True)
         at = region.start + region.length
         expected = found.start + found.length if found else -1
 
 
 def unused(length: int, found: Sequence[Piece]) -> Iterator[tuple[int, int]]:
     """Yield the ranges (start, length) of the old file that no tensor among the pieces is held against."""
-    taken = sorted((piece.base, piece.length) for piece in found if piece.base is not None and piece.length > 2 * LEAST_BYTES)
+    taken = sorted((piece.base, piece.length) for piece in found if piece.tensor and piece.base is not None)
     at = 0
     for start, size in (*taken, (length, 0)):
         if start > at:

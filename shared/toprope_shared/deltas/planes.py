@@ -43,9 +43,10 @@ def add(coded: bytes, old: Numbers, bits: int) -> Numbers:
     folded = np.zeros((count, width), np.uint8)
     size = len(coded) // (width * 8 // bits)
     for number, (place, low) in enumerate(_digits(width, bits)):
-        folded[:, place] |= _unpack(coded[number * size : (number + 1) * size], bits)[:count] << low
+        folded[:, place] |= _unpack(coded[number * size : (number + 1) * size], bits)[:count] << np.uint8(low)
     values = folded.reshape(-1).view(old.dtype)
-    return old + ((values >> 1) ^ np.negative(values & 1))
+    new: Numbers = old + ((values >> 1) ^ np.negative(values & 1))
+    return new
 
 
 def scale(old: Numbers, ratios: Ratios, inner: int, first: int) -> Numbers:
@@ -59,7 +60,8 @@ def scale(old: Numbers, ratios: Ratios, inner: int, first: int) -> Numbers:
     """
     places = (np.arange(first, first + len(old)) // inner) % len(ratios)
     wide = old.view(np.int8).astype(np.int32) * ratios[places]
-    return np.clip((wide + (1 << SHIFT - 1)) >> SHIFT, -128, 127).astype(np.int8).view(np.uint8)
+    near: Numbers = np.clip((wide + (1 << SHIFT - 1)) >> SHIFT, -128, 127)
+    return near.astype(np.int8).view(np.uint8)
 
 
 def encode_ratios(ratios: Ratios) -> bytes:
@@ -88,10 +90,11 @@ def _pack(digits: Numbers, bits: int) -> bytes:
     rows = padded.reshape(-1, per_byte)
     out = np.zeros(len(rows), np.uint8)
     for place in range(per_byte):
-        out |= rows[:, place] << (place * bits)
+        out |= rows[:, place] << np.uint8(place * bits)
     return out.tobytes()
 
 
 def _unpack(packed: bytes, bits: int) -> Numbers:
     values = np.frombuffer(packed, np.uint8)
-    return np.stack([values >> low & _mask(bits) for low in range(0, 8, bits)], axis=1).reshape(-1)
+    digits: Numbers = np.stack([values >> low & _mask(bits) for low in range(0, 8, bits)], axis=1)
+    return digits.reshape(-1)

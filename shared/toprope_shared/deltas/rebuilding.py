@@ -18,7 +18,7 @@ import zstandard
 
 from toprope_shared.blobs import sync_folder
 from toprope_shared.deltas import planes
-from toprope_shared.deltas.layout import WINDOW_BYTES, Group, Kind, Limits, Plan, read_plan
+from toprope_shared.deltas.layout import AGAIN, FULL, WINDOW_BYTES, Group, Kind, Limits, Plan, read_plan
 from toprope_shared.digest import is_sha256, sha256_file
 from toprope_shared.errors import InputError, IntegrityError
 
@@ -53,9 +53,13 @@ def _check_files(plan: Plan, base: Path, target: str | None) -> None:
     if target is not None and not is_sha256(target):
         raise InputError(f"{target!r} is not a SHA-256 digest of 64 lower-case hex digits")
     if target not in (None, head.target_sha256):
-        raise IntegrityError(f"the delta makes {head.target_sha256[:12]}… and {target[:12]}… is wanted; fetch the full file")
-    if base.stat().st_size != head.base_length or sha256_file(base) != head.base_sha256:
-        raise IntegrityError(f"the delta needs the base {head.base_sha256[:12]}… and this is another file; fetch the full file")
+        raise IntegrityError(f"the delta makes {head.target_sha256[:12]}… and {target[:12]}… is wanted; {FULL}")
+    try:
+        same = base.stat().st_size == head.base_length and sha256_file(base) == head.base_sha256
+    except FileNotFoundError as error:
+        raise IntegrityError(f"the delta's base {head.base_sha256[:12]}… is missing; {FULL}") from error
+    if not same:
+        raise IntegrityError(f"the delta needs the base {head.base_sha256[:12]}… and this is another file; {FULL}")
 
 
 def _replace(out: Path, plan: Plan, old: BinaryIO, delta: BinaryIO) -> None:
@@ -70,7 +74,7 @@ def _replace(out: Path, plan: Plan, old: BinaryIO, delta: BinaryIO) -> None:
             os.fchmod(new.fileno(), 0o644)
             os.fsync(new.fileno())
         if sha256_file(Path(name)) != head.target_sha256:
-            raise IntegrityError(f"the delta did not make {head.target_sha256[:12]}…; fetch the full file")
+            raise IntegrityError(f"the delta did not make {head.target_sha256[:12]}…; {FULL}")
         os.replace(name, out)
     except BaseException:
         Path(name).unlink()
@@ -101,7 +105,7 @@ class _Rebuilding:
             try:
                 make[group.kind](group, places)
             except zstandard.ZstdError as error:
-                raise IntegrityError(f"the delta is damaged: {error}; fetch it again or fetch the full file") from error
+                raise IntegrityError(f"the delta is damaged: {error}; {AGAIN}") from error
             payload += group.packed
 
     def _copy(self, _: Group, places: list[tuple[int, int, int]]) -> None:
@@ -110,12 +114,12 @@ class _Rebuilding:
 
     def _literal(self, group: Group, places: list[tuple[int, int, int]]) -> None:
         prefix = b"".join(_exactly(self.old, length, at=start) for start, length in group.prefix)
-        stream = self._open(group, prefix)
+        stream = self._open(prefix)
         for pieces in _blocks(places, COPY_BYTES):
             self._write(pieces, _exactly(stream, sum(length for _, _, length in pieces)))
 
     def _subtract(self, group: Group, places: list[tuple[int, int, int]]) -> None:
-        stream = self._open(group, b"")
+        stream = self._open(b"")
         ratios = planes.decode_ratios(_exactly(stream, 2 * group.ratios)) if group.ratios else None
         first = 0
         for pieces in _blocks(places, planes.BLOCK * group.width):
@@ -126,11 +130,11 @@ class _Rebuilding:
             self._write(pieces, planes.add(coded, old, group.bits).tobytes())
             first += len(old)
 
-    def _open(self, group: Group, prefix: bytes) -> BinaryIO:
-        """Return the group's frame as a stream that unpacks only what is read from it."""
+    def _open(self, prefix: bytes) -> BinaryIO:
+        """Return the group's frame as a stream that unpacks only what is read from it, and stops where the frame ends."""
         known = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
         frame = zstandard.ZstdDecompressor(dict_data=known, max_window_size=WINDOW_BYTES)
-        return frame.stream_reader(_Part(self.delta, group.packed), closefd=False)
+        return frame.stream_reader(self.delta, closefd=False)
 
     def _read(self, pieces: list[tuple[int, int, int]]) -> bytes:
         return b"".join(_exactly(self.old, length, at=start) for start, _, length in pieces)
@@ -141,19 +145,6 @@ class _Rebuilding:
             self.new.seek(start)
             self.new.write(memoryview(data)[done : done + length])
             done += length
-
-
-class _Part:
-    """The next bytes of a file, and no more."""
-
-    def __init__(self, file: BinaryIO, length: int) -> None:
-        self.file = file
-        self.left = length
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(self.left if size < 0 else min(size, self.left))
-        self.left -= len(data)
-        return data
 
 
 def _blocks(places: list[tuple[int, int, int]], most: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -178,5 +169,5 @@ def _exactly(stream: BinaryIO, length: int, *, at: int | None = None) -> bytes:
         stream.seek(at)
     data = stream.read(length)
     if len(data) != length:
-        raise IntegrityError("the delta or its base ends too early; fetch the full file")
+        raise IntegrityError(f"the delta or its base ends too early; {FULL}")
     return data
