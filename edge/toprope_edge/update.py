@@ -9,19 +9,19 @@ import asyncio
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toprope_edge.download import Fetcher
 from toprope_edge.journal import LIFE, Journal, Slot, State, Update
 from toprope_edge.runtime import Runtime
-from toprope_shared import probe
+from toprope_shared import deltas, probe
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import Clock
 from toprope_shared.engines import Engine
 from toprope_shared.errors import DeviceError, InputError, IntegrityError, LinkError, ProbeError, TopropeError, TrustError
 from toprope_shared.inference import Reason
-from toprope_shared.manifest import Artifact, Manifest, Placement, Variant, parse
+from toprope_shared.manifest import Artifact, Delta, Manifest, Placement, Variant, parse
 from toprope_shared.messages import DesiredRelease, Rollout
 
 log = logging.getLogger(__name__)
@@ -171,11 +171,14 @@ class UpdateRunner:
     async def _advance(self, release: DesiredRelease, rollout: Rollout) -> None:
         self._enter(release, State.PRECHECK)
         manifest, candidates = await self._precheck(release)
-        self._enter(release, State.FETCHING, text=f"{sum(v.artifact.length for v in candidates)} bytes")
-        await self._fetcher.fetch(manifest.golden.artifact)
-        for variant in candidates:
-            await self._fetcher.fetch(variant.artifact)
+        ways = {variant.artifact.sha256: self._delta(variant) for variant in candidates}
+        wanted = [way.artifact if way else variant.artifact for variant, way in zip(candidates, ways.values(), strict=True)]
+        self._enter(release, State.FETCHING, text=_told(wanted, sum(way is not None for way in ways.values())))
+        for artifact in (manifest.golden.artifact, *wanted):
+            await self._fetcher.fetch(artifact)
         self._enter(release, State.RECONSTRUCT)
+        for variant in candidates:
+            await self._rebuild(variant, ways[variant.artifact.sha256])
         for artifact in (manifest.golden.artifact, *(variant.artifact for variant in candidates)):
             await asyncio.to_thread(self._blobs.read, artifact.sha256)
         self._enter(release, State.VERIFIED)
@@ -189,6 +192,26 @@ class UpdateRunner:
             raise TrustError("the rollout's time to activate is over")
         self._enter(release, State.ARMED)
         await self._activate(release, manifest, chosen, result.engine)
+
+    def _delta(self, variant: Variant) -> Delta | None:
+        """Return the shortest delta whose base is here; None when the file itself is here or no delta starts from here."""
+        if self._blobs.has(variant.artifact.sha256):
+            return None
+        fitting = [delta for delta in variant.deltas if self._blobs.has(delta.base)]
+        return min(fitting, key=lambda delta: delta.artifact.length, default=None)
+
+    async def _rebuild(self, variant: Variant, way: Delta | None) -> None:
+        """Make a variant's file from its base and a delta; fetch it whole, once, when that fails."""
+        if way is None:
+            return
+        file, base = (self._blobs.path(digest) for digest in (variant.artifact.sha256, way.base))
+        limits = deltas.Limits(target_bytes=variant.artifact.length)
+        delta = self._blobs.path(way.artifact.sha256)
+        try:
+            await asyncio.to_thread(deltas.apply, base, delta, file, target=variant.artifact.sha256, limits=limits)
+        except (InputError, IntegrityError) as error:
+            log.warning("%s is fetched whole, because its delta can't be used: %s", variant.name, error)
+            await self._fetcher.fetch(variant.artifact)
 
     async def _precheck(self, release: DesiredRelease) -> tuple[Manifest, list[Variant]]:
         self._require(release)
@@ -299,6 +322,11 @@ class UpdateRunner:
             release, state, at, code=code, text=text, slot=slot, floor=floor, refused=refused, swap_back=swap_back
         )
         self._changed()
+
+
+def _told(wanted: Sequence[Artifact], deltas_: int) -> str:
+    size = f"{sum(artifact.length for artifact in wanted)} bytes in {len(wanted)} files"
+    return f"{size}, {deltas_} of them deltas" if deltas_ else size
 
 
 def _worth_trying(fitting: list[Variant]) -> list[Variant]:

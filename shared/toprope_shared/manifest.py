@@ -107,6 +107,18 @@ class Measured(msgspec.Struct, frozen=True):
     runtime: str = ""
 
 
+class Delta(msgspec.Struct, frozen=True):
+    """A short way to an artifact for who holds one exact other file, see `toprope_shared.deltas`.
+
+    Attributes:
+        base: digest of the file that it starts from.
+        artifact: the delta's own bytes.
+    """
+
+    base: Sha256
+    artifact: Artifact
+
+
 class Calibration(msgspec.Struct, frozen=True):
     """When an edge variant of a classifier may be trusted, learned on held-out rows that nothing else was learned from.
 
@@ -145,6 +157,7 @@ class Variant(msgspec.Struct, frozen=True):
         tolerance_ppm: how far an output may be from the golden one, in millionths of max(1, |largest golden value|).
         reference: the golden set's outputs that it must reproduce: `out`, or `teacher` for the larger model of the release.
         calibration: for an edge variant of a classifier.
+        deltas: from files of earlier releases to this variant's.
     """
 
     name: Slug
@@ -157,6 +170,7 @@ class Variant(msgspec.Struct, frozen=True):
     measured: Measured | None = None
     reference: str = REFERENCE
     calibration: Calibration | None = None
+    deltas: tuple[Delta, ...] = ()
 
     @property
     def filename(self) -> str:
@@ -280,7 +294,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """Every artifact that the release names, the golden set first."""
-        return (self.golden.artifact, *(variant.artifact for variant in self.variants))
+        deltas = (delta.artifact for variant in self.variants for delta in variant.deltas)
+        return (self.golden.artifact, *(variant.artifact for variant in self.variants), *deltas)
 
     def placed(self, place: Placement) -> tuple[Variant, ...]:
         """The variants meant for `place`, in the manifest's order."""

@@ -14,10 +14,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from toprope_shared import deltas
 from toprope_shared.blobs import Blobs
 from toprope_shared.chunks import WHOLE_BYTES, ChunkManifest
 from toprope_shared.manifest import (
     Artifact,
+    Delta,
     Fallback,
     Format,
     Golden,
@@ -48,6 +50,8 @@ def tiny_release(
     broken: bool = False,
     wrong_golden: bool = False,
     padding: int = 0,
+    earlier: Manifest | None = None,
+    bad_delta: bool = False,
     placement: Placement = Placement.BOTH,
     privacy: Privacy = Privacy.FULL,
     deadline_ms: int = 2000,
@@ -60,6 +64,8 @@ def tiny_release(
             fails while it runs.
         broken: the file is not ONNX at all.
         wrong_golden: the expected outputs are one too high.
+        earlier: a release in `blobs` from which a delta is made.
+        bad_delta: the delta is signed as it is and makes nothing.
         padding: incompressible bytes added to the file; above `chunks.WHOLE_BYTES` the artifact has a chunk manifest.
     """
     data = b"this is not a model" if broken else onnx_bytes(factor, brittle=brittle, padding=padding)
@@ -79,6 +85,7 @@ def tiny_release(
                 precision="float32",
                 placement=placement,
                 artifact=store(blobs, data),
+                deltas=_deltas(blobs, data, earlier, bad=bad_delta),
                 tolerance_ppm=100,
                 measured=Measured(metric=0.0, latency_us=10.0, parity=0.0, runtime="onnxruntime"),
             ),
@@ -97,6 +104,14 @@ def tiny_release(
             created=1_700_000_000 + counter,
         ),
     )
+
+
+def _deltas(blobs: Blobs, data: bytes, earlier: Manifest | None, *, bad: bool) -> tuple[Delta, ...]:
+    if earlier is None:
+        return ()
+    base = earlier.variants[0].artifact.sha256
+    delta = deltas.make(blobs.read(base), data, (), ())
+    return (Delta(base, store(blobs, delta[: len(delta) // 2] if bad else delta)),)
 
 
 def store(blobs: Blobs, data: bytes) -> Artifact:

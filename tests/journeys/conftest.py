@@ -18,6 +18,7 @@ from tests.fakes.releases import tiny_release
 
 from toprope_shared.blobs import Blobs
 from toprope_shared.manifest import Manifest, encode
+from toprope_training.bundle import delta_path
 
 TOPROPE = str(Path(sys.executable).parent / "toprope")
 PATIENCE_S = 60.0
@@ -126,10 +127,16 @@ class World:
         """Return the states that a device has reported for a version, in order."""
         return [one["state"] for one in self.devices().get(name, {}).get("reports", []) if one["version"] == version]
 
+    def report(self, name: str, version: str, state: str) -> str:
+        """Return what a device said when it entered a state with a version."""
+        reports = self.devices().get(name, {}).get("reports", [])
+        return next(str(one["text"]) for one in reports if (one["version"], one["state"]) == (version, state))
+
     def publish(self, version: str, counter: int, **kind: Any) -> Manifest:
         """Make a tiny release, sign it and roll it out, through the command."""
         folder = self.home / "bundles" / version
-        blobs = Blobs(folder / "blobs")
+        blobs = Blobs(self.home / "made")
+        folder.mkdir(parents=True)
         manifest = tiny_release(blobs, version=version, counter=counter, **kind)
         write_bundle(folder, manifest, blobs)
         self.command("release", "publish", str(folder), "--cloud", f"http://127.0.0.1:{self.ports['cloud']}")
@@ -149,6 +156,9 @@ def write_bundle(folder: Path, manifest: Manifest, blobs: Blobs) -> None:
         (folder / variant.filename).write_bytes(blobs.read(variant.artifact.sha256))
         if variant.artifact.chunks:
             (folder / f"{variant.filename}.chunks").write_bytes(blobs.read(variant.artifact.chunks))
+        for delta in variant.deltas:
+            path = delta_path(folder / variant.filename, delta.base)
+            path.write_bytes(blobs.read(delta.artifact.sha256))
 
 
 @pytest.fixture

@@ -51,6 +51,27 @@ def test_an_agent_killed_in_mid_download_resumes_and_finishes(world: World) -> N
     answers(world, "dev-1", 5.0)
 
 
+def test_a_device_that_holds_the_base_fetches_a_delta_and_not_the_file(world: World) -> None:
+    world.device("dev-1")
+    first = world.publish("1.0.0", 1, factor=2.0, padding=BIG)
+    settled(world, "dev-1", "1.0.0")
+    second = world.publish("1.1.0", 2, factor=5.0, padding=BIG, earlier=first)
+    settled(world, "dev-1", "1.1.0")
+    answers(world, "dev-1", 5.0)
+    length = second.variants[0].deltas[0].artifact.length
+    assert length < BIG / 100
+    assert world.report("dev-1", "1.1.0", "FETCHING") == f"{length} bytes in 1 files, 1 of them deltas"
+
+
+def test_a_delta_that_makes_nothing_costs_one_fetch_of_the_whole_file(world: World) -> None:
+    world.device("dev-1")
+    first = world.publish("1.0.0", 1, factor=2.0, padding=1 << 16)
+    settled(world, "dev-1", "1.0.0")
+    world.publish("1.1.0", 2, factor=5.0, padding=1 << 16, earlier=first, bad_delta=True)
+    settled(world, "dev-1", "1.1.0")
+    answers(world, "dev-1", 5.0)
+
+
 def test_a_killed_broker_stops_no_answer_and_updates_go_on_after_it_returns(world: World) -> None:
     world.device("dev-1")
     world.publish("1.0.0", 1, factor=2.0)

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toprope_shared import probe
+from toprope_shared import deltas, probe
 from toprope_shared.errors import GateError, InputError, TopropeError
 from toprope_shared.manifest import Placement, Privacy
 from toprope_shared.probe import request_for
 from toprope_training import arrays, release
-from toprope_training.bundle import Bundle
+from toprope_training.bundle import Bundle, delta_path
 from toprope_training.recipes import digits as digits_recipe
 from toprope_training.recipes import linear as linear_recipe
 
 WriteRecipe = Callable[..., Path]
+# Weights that do not learn, so that two makings differ in their scale alone.
+WIDE = """keras.layers.Dense(1, use_bias=False)(keras.layers.Dense(
+            64, trainable=False, kernel_initializer=keras.initializers.RandomNormal(seed=1))(both * 1.0))"""
 
 
 def test_linear_learns_the_slope_and_the_intercept_of_its_points(linear: tuple[Bundle, str]) -> None:
@@ -194,3 +197,24 @@ def test_a_layer_that_tflite_has_no_operator_for_is_named(write_recipe: WriteRec
 def test_a_version_that_is_not_semantic_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'1\.0' is not a semantic version"):
         release.make("linear", tmp_path / "out", version="1.0")
+
+
+def test_a_release_with_a_base_carries_deltas_that_make_its_files(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = write_recipe()
+    recipe.write_text(recipe.read_text().replace("keras.layers.Dense(1)(both)", WIDE))
+    first, _ = release.make(str(recipe), tmp_path / "first")
+    recipe.write_text(recipe.read_text().replace("(both * 1.0)", "(both * 1.5)"))
+    second, _ = release.make(str(recipe), tmp_path / "second", version="1.1.0", bases=[first.folder])
+    (tflite, _) = second.manifest.variants
+    (delta,) = tflite.deltas
+    assert delta.base == first.manifest.variants[0].artifact.sha256
+    assert delta.artifact.length < 0.6 * tflite.artifact.length
+    made = tmp_path / "made.tflite"
+    deltas.apply(first.path(first.manifest.variants[0]), delta_path(second.path(tflite), delta.base), made)
+    assert made.read_bytes() == second.path(tflite).read_bytes()
+    assert delta.artifact.sha256 in {file.digest for file in second.files()}
+
+
+def test_a_base_of_another_model_is_refused(linear: tuple[Bundle, str], write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a release of linear, not of sum"):
+        release.make(str(write_recipe()), tmp_path / "out", bases=[linear[0].folder])

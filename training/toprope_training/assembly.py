@@ -14,11 +14,14 @@ import msgspec
 from toprope_shared import manifest as manifests
 from toprope_shared import probe
 from toprope_shared.chunks import WHOLE_BYTES
+from toprope_shared.deltas import worth_offering
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import GateError, InputError, ProbeError
-from toprope_shared.manifest import Artifact, Fallback, Format, Gate, Golden, Manifest, Measured, Provenance, Variant
+from toprope_shared.manifest import Artifact, Delta, Fallback, Format, Gate, Golden, Manifest, Measured, Provenance, Variant
 from toprope_training import arrays, bundle, gates, layout, measurements, observe, variants
+from toprope_training.bundle import Bundle
 from toprope_training.children import Children, StepError
+from toprope_training.delta_regions import make_delta
 from toprope_training.steps import Converted, Evaluate, Evaluated, Quantize, Score
 from toprope_training.terms import Terms
 
@@ -74,6 +77,7 @@ class Assembly:
         folder: holds golden set, holdout and representative rows.
         children: where engines run.
         receipts: of the gates so far.
+        bases: earlier releases that devices may hold, to which deltas are made.
     """
 
     terms: Terms
@@ -82,6 +86,7 @@ class Assembly:
     folder: Path
     children: Children
     receipts: gates.Receipts = field(default_factory=gates.Receipts)
+    bases: Sequence[Bundle] = ()
 
     def release(self, converted: Sequence[Converted], order: Order, provenance: Provenance, rows: int) -> Manifest:
         """Measure the files, hold them against the gates and write manifest and measurements.
@@ -99,8 +104,14 @@ class Assembly:
         self.children.progress("Trying the variants out in child processes", 0, 0)
         golden = self.folder / layout.GOLDEN
         artifact = bundle.describe(golden, chunked=golden.stat().st_size > WHOLE_BYTES)
-        observed = self._observe(made)
-        finished = self._finish(made, artifact, observed.calibrations)
+        passed = self._finish(made, artifact)
+        observed = self._observe([item for item in made if item.name in {variant.name for variant in passed}])
+        finished = [
+            msgspec.structs.replace(
+                variant, calibration=observed.calibrations.get(variant.name), deltas=self._deltas(variant)
+            )
+            for variant in passed
+        ]
         manifest = Manifest(
             schema=1,
             model=self.terms.model,
@@ -173,11 +184,14 @@ class Assembly:
             if measured:
                 made.append(_Made(one, file, measured))
         self.receipts.demand()
-        if not made:
-            why = "; ".join(f"{name}: {text}" for name, text in self.receipts.left_out.items())
-            raise GateError(f"no variant of {self.terms.model} passed its gates, so there is no release: {why}")
+        self._require(made)
         self.children.progress("Measuring the variants", len(ordered), len(ordered))
         return made
+
+    def _require(self, left: Sequence[object]) -> None:
+        if not left:
+            why = "; ".join(f"{name}: {text}" for name, text in self.receipts.left_out.items())
+            raise GateError(f"no variant of {self.terms.model} passed its gates, so there is no release: {why}")
 
     def _on_engines(self, one: Converted, file: Path, engines: list[str]) -> tuple[Evaluated, ...]:
         """Return how a variant did with each of its engines; none when it did not pass."""
@@ -219,9 +233,7 @@ class Assembly:
         answers = {item.name: arrays.load(self._answers(item.name, item.measured[0].engine)) for item in made}
         return observe.observe(self.terms, targets, answers, {item.name: item.measured for item in made})
 
-    def _finish(
-        self, made: Sequence[_Made], golden: Artifact, calibrations: Mapping[str, manifests.Calibration]
-    ) -> list[Variant]:
+    def _finish(self, made: Sequence[_Made], golden: Artifact) -> list[Variant]:
         """Try every variant out as it will be shipped; return the manifest's variants."""
         floats = {item.name: item for item in made if variants.precision_of(item.name) == variants.FLOAT32}
         finished = []
@@ -239,10 +251,26 @@ class Assembly:
                 tried.append(gates.speed(item.name, here, there))
             if not self.receipts.take(tried, variant=item.name):
                 continue
-            variant = self._variant(item, artifact, tolerance, memory, slower=slower)
-            finished.append(msgspec.structs.replace(variant, calibration=calibrations.get(item.name)))
+            finished.append(self._variant(item, artifact, tolerance, memory, slower=slower))
         self.receipts.demand()
+        self._require(finished)
         return finished
+
+    def _deltas(self, variant: Variant) -> tuple[Delta, ...]:
+        """Make deltas from the same variant of earlier releases, where they are worth it."""
+        file = self.folder / variant.filename
+        made = []
+        for base in self.bases:
+            old = next((one for one in base.manifest.variants if one.name == variant.name), None)
+            if old is None or old.artifact.sha256 == variant.artifact.sha256:
+                continue
+            self.children.progress(f"Making deltas from {base.manifest.version}", 0, 0)
+            delta = make_delta(base.path(old), file)
+            if worth_offering(len(delta), variant.artifact.length):
+                path = bundle.delta_path(file, old.artifact.sha256)
+                path.write_bytes(delta)
+                made.append(Delta(old.artifact.sha256, bundle.describe(path, chunked=len(delta) > WHOLE_BYTES)))
+        return tuple(made)
 
     def _try_out(self, item: _Made, artifact: Artifact, golden: Artifact, tolerance: int) -> tuple[list[Gate], int]:
         receipts, memory = [], 0

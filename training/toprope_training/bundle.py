@@ -49,6 +49,8 @@ class Bundle:
         _check_artifact(bundle.golden, manifest.golden.artifact)
         for variant in manifest.variants:
             _check_artifact(bundle.path(variant), variant.artifact)
+            for delta in variant.deltas:
+                _check_artifact(delta_path(bundle.path(variant), delta.base), delta.artifact)
         _check_weights(folder / layout.WEIGHTS, manifest.provenance.weights_sha256)
         return bundle
 
@@ -65,7 +67,10 @@ class Bundle:
         """Return every blob to publish, the manifest first."""
         found = [File(sha256(self.manifest_bytes), self.folder / layout.MANIFEST)]
         named = [(self.golden, self.manifest.golden.artifact)]
-        named += [(self.path(variant), variant.artifact) for variant in self.manifest.variants]
+        for variant in self.manifest.variants:
+            file = self.path(variant)
+            named.append((file, variant.artifact))
+            named += [(delta_path(file, delta.base), delta.artifact) for delta in variant.deltas]
         for path, artifact in named:
             found.append(File(artifact.sha256, path))
             if artifact.chunks:
@@ -76,6 +81,11 @@ class Bundle:
 def chunks_path(file: Path) -> Path:
     """Return where the chunk manifest of an artifact's file stands."""
     return file.with_name(file.name + layout.CHUNKS)
+
+
+def delta_path(file: Path, base: str) -> Path:
+    """Return where the delta from the file with digest `base` to a variant's file stands."""
+    return file.with_name(f"{file.name}.from-{base[:12]}{layout.DELTA}")
 
 
 def describe(file: Path, *, chunked: bool) -> Artifact:

@@ -28,6 +28,9 @@ def train(
     version: str = typer.Option("1.0.0", help="The release's semantic version."),
     seed: int = typer.Option(0, min=0, max=2**32 - 1, help="Seed of data and training."),
     data: Path | None = typer.Option(None, help="A data file, for a recipe that takes one."),
+    base: list[Path] = typer.Option(
+        [], help="A bundle of an earlier release, from which deltas are made; may be repeated."
+    ),
     force: bool = typer.Option(False, "--force", help="Replace the bundle in --out."),
     tensorboard: Path | None = typer.Option(None, help="A folder for TensorBoard's event files."),
     quiet: bool = typer.Option(False, "--quiet", help="Lines instead of progress bars."),
@@ -50,12 +53,20 @@ def train(
 
     with shown(Style.LINES if quiet and progress is Style.AUTO else progress) as told:
         if remote:
-            if data or tensorboard:
-                raise InputError("--data and --tensorboard name files of this machine, and --remote trains on another")
+            if data or tensorboard or base:
+                raise InputError("--data, --tensorboard and --base name files of this machine, and --remote trains on another")
             bundle, summary = _remote(remote, recipe, out, version, seed, force, keys, told), ""
         else:
             bundle, summary = release.make(
-                recipe, out, version=version, seed=seed, data=data, tensorboard=tensorboard, force=force, progress=told
+                recipe,
+                out,
+                version=version,
+                seed=seed,
+                data=data,
+                tensorboard=tensorboard,
+                force=force,
+                bases=base,
+                progress=told,
             )
     console = Console()
     if summary:

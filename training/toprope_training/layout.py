@@ -12,6 +12,7 @@ LOG = "train.log"
 MEASUREMENTS = "measurements.json"
 REPORT = "report.html"
 CHUNKS = ".chunks"
+DELTA = ".delta"
 
 HOLDOUT = "holdout.npz"
 REPRESENTATIVE = "representative.npz"

@@ -6,6 +6,7 @@ fails, an error or a kill leaves no bundle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def make(
     data: Path | None = None,
     tensorboard: Path | None = None,
     force: bool = False,
+    bases: Sequence[Path] = (),
     release_counter: int | None = None,
     progress: Progress = quiet,
     clock: Clock | None = None,
@@ -50,6 +52,7 @@ def make(
         data: the file for a recipe that takes one.
         tensorboard: a folder for TensorBoard's event files.
         force: replace a bundle that stands at `out`.
+        bases: bundles of earlier releases of the model, from which deltas are made.
         release_counter: grows with every release of a model; None is the seconds since 1970.
         progress: told a sentence for each step.
         clock: tells the time of the release.
@@ -63,10 +66,11 @@ def make(
     recipe = catalogue.load(reference, data=data)
     out = out.resolve()
     kept_log = failed_log(out)
+    earlier = open_bases(bases, recipe.name)
     asked = _Asked(reference, seed, data.resolve() if data else None, tensorboard.resolve() if tensorboard else None)
     with workshop(out, force=force) as folder:
         children = Children(folder / layout.LOG, kept_log, progress)
-        summary = _make(recipe, asked, order, folder, children)
+        summary = _make(recipe, asked, order, folder, children, earlier)
         Bundle.open(folder)
     kept_log.unlink(missing_ok=True)
     return Bundle.open(out), summary
@@ -84,6 +88,19 @@ def make_order(version: str, release_counter: int | None, clock: Clock | None) -
         raise InputError(f"the version {version!r} is not a semantic version such as 1.2.0: {error}") from error
     created = int((clock or SystemClock()).now())
     return Order(version, created if release_counter is None else release_counter, created)
+
+
+def open_bases(folders: Sequence[Path], model: str) -> tuple[Bundle, ...]:
+    """Return the bundles of earlier releases.
+
+    Raises:
+        InputError: one is no whole bundle, or of another model.
+    """
+    bundles = tuple(Bundle.open(folder) for folder in folders)
+    for one in bundles:
+        if one.manifest.model != model:
+            raise InputError(f"--base {one.folder} is a release of {one.manifest.model}, not of {model}")
+    return bundles
 
 
 def failed_log(out: Path) -> Path:
@@ -105,7 +122,7 @@ class _Asked:
         return str(self.data) if self.data else None
 
 
-def _make(recipe: Recipe, asked: _Asked, order: Order, folder: Path, children: Children) -> str:
+def _make(recipe: Recipe, asked: _Asked, order: Order, folder: Path, children: Children, bases: Sequence[Bundle]) -> str:
     """Make everything in the folder and return what the recipe says was learned."""
     wanted = terms.of_recipe(recipe)
     trained, converted = _train(asked, wanted, folder, children)
@@ -118,7 +135,8 @@ def _make(recipe: Recipe, asked: _Asked, order: Order, folder: Path, children: C
     receipts.take(gates.taught(wanted, trained.metric, trained.teacher_metric))
     score = RecipeScore(asked.reference, asked.data_text)
     origin = provenance.of_recipe(asked.reference, recipe, trained, asked.seed, order.created)
-    Assembly(wanted, score, metrics, folder, children, receipts).release(converted, order, origin, trained.rows)
+    assembly = Assembly(wanted, score, metrics, folder, children, receipts, bases)
+    assembly.release(converted, order, origin, trained.rows)
     return trained.summary
 
 

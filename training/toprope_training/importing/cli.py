@@ -34,6 +34,9 @@ def import_model(
     budget: float | None = typer.Option(None, min=0, help="How much worse a variant's metric may be than the model's own."),
     engine: list[str] = typer.Option([], help="Only these engines matter: tflite-runtime, litert, onnxruntime."),
     trust_pickle: bool = typer.Option(False, "--trust-pickle", help="Read a pickle, which runs the code in it."),
+    base: list[Path] = typer.Option(
+        [], help="A bundle of an earlier release, from which deltas are made; may be repeated."
+    ),
     force: bool = typer.Option(False, "--force", help="Replace the bundle in --out."),
     quiet: bool = typer.Option(False, "--quiet", help="Lines instead of progress bars."),
     progress: Style = typer.Option(Style.AUTO, help="How progress is shown: bars, lines, or JSON lines for programs."),
@@ -61,7 +64,7 @@ def import_model(
     )
     target = out or Path(f"{name}-{version}")
     with shown(Style.LINES if quiet and progress is Style.AUTO else progress) as told:
-        bundle, left_out = importer.import_model(file, target, wish, force=force, progress=told)
+        bundle, left_out = importer.import_model(file, target, wish, force=force, bases=base, progress=told)
     console = Console()
     console.print(show.header(bundle.manifest), highlight=False)
     console.print(show.variants(bundle.manifest))

@@ -7,7 +7,7 @@ does not hold is left out and named; the model itself must hold. This process op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def import_model(
     wish: Wish,
     *,
     force: bool = False,
+    bases: Sequence[Path] = (),
     release_counter: int | None = None,
     progress: Progress = release.quiet,
     clock: Clock | None = None,
@@ -57,6 +58,7 @@ def import_model(
         out: the bundle directory to make.
         wish: what the owner says.
         force: replace a bundle that stands at `out`.
+        bases: bundles of earlier releases of the model, from which deltas are made.
         release_counter: grows with every release of a model; None is the seconds since 1970.
         progress: told a sentence for each step.
         clock: tells the time of the release.
@@ -73,8 +75,9 @@ def import_model(
         sources[TEACHER] = _source(wish.cloud, wish)
     out = out.resolve()
     kept_log = release.failed_log(out)
+    earlier = release.open_bases(bases, wish.name)
     with workshop(out, force=force) as folder:
-        making = _Import(wish, folder, Children(folder / layout.LOG, kept_log, progress))
+        making = _Import(wish, folder, Children(folder / layout.LOG, kept_log, progress), earlier)
         found = {kind: making.read(kind, source) for kind, source in sources.items()}
         receipts = making.release(found, sources, order)
         Bundle.open(folder)
@@ -119,6 +122,7 @@ class _Import:
     wish: Wish
     folder: Path
     children: Children
+    bases: Sequence[Bundle]
 
     def read(self, reference: str, source: _Source) -> tuple[Found, tuple[str, ...]]:
         """Return what a model is, and the labels that its file names."""
@@ -154,7 +158,7 @@ class _Import:
         receipts.take([gates.examples(first.rows_in_all, made_up=first.made_up)])
         file = sources[REFERENCE]
         origin = provenance.of_import(file.path, file.kind, order.created, first.digest)
-        assembly = Assembly(judged.terms, judged.score, judged.metrics, self.folder, self.children, receipts)
+        assembly = Assembly(judged.terms, judged.score, judged.metrics, self.folder, self.children, receipts, self.bases)
         assembly.release(converted, order, origin, first.rows)
         for leftover in self.folder.glob(f"*{_EXPORTED}"):
             leftover.unlink()
