@@ -15,7 +15,7 @@ import msgspec
 
 from toprope_shared.clock import Clock
 from toprope_shared.errors import InputError
-from toprope_shared.manifest import REFERENCE, TEACHER, Slug
+from toprope_shared.manifest import REFERENCE, TEACHER, Needs, Slug
 from toprope_shared.tensors import TensorSpec
 from toprope_training import gates, layout, provenance, release, scoring, variants
 from toprope_training.assembly import Assembly, Order
@@ -165,8 +165,21 @@ class _Import:
         return receipts
 
     def _convert(self, terms: Terms, kind: str) -> list[Converted]:
+        """Convert in one child; if a converter takes that child down, each variant in a child of its own."""
         direct = tuple(name for name in terms.variants if variants.reference_of(name) == kind and variants.is_direct(name))
-        (result,) = self.children.run([("convert", release.conversion(terms, self.folder, kind, direct))])
+        try:
+            return self._convert_these(terms, kind, direct)
+        except StepError:
+            return [one for name in direct for one in self._convert_alone(terms, kind, name)]
+
+    def _convert_alone(self, terms: Terms, kind: str, name: str) -> list[Converted]:
+        try:
+            return self._convert_these(terms, kind, (name,))
+        except StepError as error:
+            return [Converted(name, Needs(), problem=str(error))]
+
+    def _convert_these(self, terms: Terms, kind: str, names: tuple[str, ...]) -> list[Converted]:
+        (result,) = self.children.run([("convert", release.conversion(terms, self.folder, kind, names))], wall_s=READ_S)
         return msgspec.json.decode(result, type=list[Converted])
 
     def _run(self, step: str, source: _Source, request: msgspec.Struct) -> bytes:
