@@ -69,6 +69,12 @@ def main() -> None:
             raise
         typer.echo(f"toprope: {error}", err=True)
         raise SystemExit(2 if isinstance(error, InputError | RequestError) else 1) from None
+    except OSError as error:
+        if os.environ.get("TOPROPE_DEBUG"):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        typer.echo(f"toprope: the system refused: {error.strerror or error}{where}", err=True)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

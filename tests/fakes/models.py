@@ -22,6 +22,7 @@ def dense_onnx(
     kind: int = TensorProto.FLOAT,
     domain: str = "",
     operator: str = "Softmax",
+    free_classes: bool = False,
 ) -> Path:
     """Write one dense layer with a softmax: `x` [batch, inputs] -> `probs` [batch, classes].
 
@@ -33,6 +34,7 @@ def dense_onnx(
         kind: the input's element type; what is not float32 is cast.
         domain: of the last operator, for operators that no engine has.
         operator: the last operator's type.
+        free_classes: the file leaves the number of classes open.
     """
     rng = np.random.default_rng(5)
     weights = numpy_helper.from_array(rng.normal(size=(inputs, classes)).astype(np.float32), "weights")
@@ -45,7 +47,7 @@ def dense_onnx(
         nodes,
         "dense",
         [helper.make_tensor_value_info("x", kind, [batch, inputs])],
-        [helper.make_tensor_value_info("probs", TensorProto.FLOAT, [batch, classes])],
+        [helper.make_tensor_value_info("probs", TensorProto.FLOAT, [batch, "classes" if free_classes else classes])],
         [weights],
     )
     opsets = [OPSET, helper.make_opsetid(domain, 1)] if domain else [OPSET]
@@ -94,15 +96,32 @@ def recurrent_onnx(path: Path) -> Path:
     return _save(path, graph, [OPSET])
 
 
-def keras_model(path: Path) -> Path:
-    """Write a small Keras model, in a process of its own because TensorFlow must not enter the tests'."""
-    program = (
-        "import sys, keras\n"
-        "x = keras.Input((6,), name='x')\n"
-        "noisy = keras.layers.GaussianNoise(1.0)(x)\n"  # must be off in the export
-        "y = keras.layers.Dense(4, activation='softmax', name='kinds')(keras.layers.Dense(8, activation='relu')(noisy))\n"
-        "keras.Model(x, y).save(sys.argv[1])\n"
-    )
+KERAS = {
+    "functional": """
+x = keras.Input((6,), name='x')
+noisy = keras.layers.GaussianNoise(1.0)(x)
+hidden = keras.layers.Dense(8, activation='relu')(noisy)
+model = keras.Model(x, keras.layers.Dense(4, activation='softmax', name='kinds')(hidden))
+""",
+    "sequential": """
+model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, activation='relu'), keras.layers.Dense(4)])
+""",
+    "dict": """
+left, right = keras.Input((6,), name='a'), keras.Input((6,), name='b')
+both = keras.layers.Dense(4)(keras.layers.Concatenate()([left, right]))
+model = keras.Model({'left': left, 'right': right}, {'sum': both, 'apart': keras.layers.Dense(2)(both)})
+""",
+}
+
+
+def keras_model(path: Path, build: str = "functional") -> Path:
+    """Write a small Keras model, in a process of its own because TensorFlow must not enter the tests'.
+
+    Args:
+        path: the file.
+        build: one of `KERAS`; the functional one adds noise while it is trained, which must be off in an export.
+    """
+    program = f"import sys, keras\n{KERAS[build]}\nmodel.save(sys.argv[1])\n"
     subprocess.run([sys.executable, "-c", program, str(path)], check=True, capture_output=True)
     return path
 

@@ -13,13 +13,14 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from tests.fakes import models
 from typer.testing import CliRunner
 
 from toprope_shared import probe
 from toprope_shared.errors import InputError
 from toprope_shared.manifest import Placement, Privacy
-from toprope_shared.tensors import Tensors
+from toprope_shared.tensors import Array, Tensors
 from toprope_training import arrays
 from toprope_training.bundle import Bundle
 from toprope_training.importing.cli import import_app
@@ -97,10 +98,13 @@ def test_examples_with_targets_measure_accuracy_and_calibrate(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arrays_", "sentence"),
     [
-        ({"in.y": np.zeros((9, 4), np.float32)}, r"no array in\.x; the model's inputs are x, the file has in\.y"),
+        ({"in.y": np.zeros((9, 4), np.float32)}, r"name in\.y; the model's inputs are x"),
+        ({"x": np.zeros((9, 4), np.float32)}, r"no array in\.x; the model's inputs are x, the file has x"),
         ({"in.x": np.zeros((9, 5), np.float32)}, r"has shape \[5\], expected \[-1, 4\]"),
         ({"in.x": np.zeros((9, 4), np.complex64)}, "as complex64; the model takes float32"),
         ({"in.x": np.zeros((9, 4), np.float32), "targets": np.zeros(8)}, "9 rows and 8 targets"),
+        ({"in.x": np.zeros((3, 4), np.float32), "targets": np.zeros(3, int)}, "3 examples with targets are too few"),
+        ({"in.x": np.zeros((9, 4), np.float32), "out.pp": np.ones((9, 3))}, r"name out\.pp; the model's outputs are probs"),
         ({"in.x": np.zeros((9, 4), np.float32), "out.probs": np.ones((9, 3))}, r"does not give the outputs out\.probs"),
     ],
 )
@@ -194,6 +198,76 @@ def test_tensors_that_can_not_be_served_are_named(tmp_path: Path, kind: int, sen
 def test_other_number_types_are_served(tmp_path: Path, kind: int) -> None:
     manifest = imported(models.dense_onnx(tmp_path / "m.onnx", kind=kind), tmp_path / "out").manifest
     assert manifest.inputs[0].dtype.name == TensorProto.DataType.Name(kind).lower()
+
+
+def examples(path: Path, **arrays_: Array) -> Path:
+    np.savez(path, **{name.replace("_", ".", 1): array for name, array in arrays_.items()})
+    return path
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "agreement"])
+def test_a_model_that_takes_one_row_at_a_time_is_measured_like_any_other(tmp_path: Path, metric: str) -> None:
+    file = models.dense_onnx(tmp_path / "m.onnx", inputs=64, classes=40, batch=1)
+    x = np.random.default_rng(1).normal(size=(60, 64)).astype(np.float32)
+    given = examples(tmp_path / "e.npz", in_x=x, targets=np.arange(60) % 40)
+    manifest = imported(file, tmp_path / "out", examples=given, metric=metric, accuracy_budget=0.2).manifest
+    assert manifest.metric.name == metric
+    assert manifest.golden.stacked
+    assert manifest.inputs[0].shape == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentence"),
+    [
+        (np.arange(12) % 3 + 1, "values from 1 to 3; class numbers from 0 to 2, one a row, are expected"),
+        (np.eye(3, dtype=np.int64)[np.arange(12) % 3], "class numbers from 0 to 2, one a row, are expected"),
+        (np.zeros(4, np.int64), "12 rows and 4 targets"),
+    ],
+)
+def test_targets_that_are_no_class_numbers_are_refused(tmp_path: Path, targets: Array, sentence: str) -> None:
+    x = np.ones((12, 4), np.float32)
+    given = examples(tmp_path / "e.npz", in_x=x, targets=targets)
+    with pytest.raises(InputError, match=sentence):
+        imported(models.dense_onnx(tmp_path / "m.onnx"), tmp_path / "out", examples=given)
+
+
+def test_labels_find_an_output_whose_classes_are_counted_by_a_name(tmp_path: Path) -> None:
+    file = models.dense_onnx(tmp_path / "m.onnx", inputs=64, classes=40, free_classes=True)
+    manifest = imported(file, tmp_path / "out", labels=tuple(f"kind {number}" for number in range(40))).manifest
+    assert manifest.outputs[0].shape == (-1, -1)
+    assert len(manifest.labels) == 40
+
+
+def test_free_sizes_are_not_tried_beyond_what_fits_into_memory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="answered none of the examples"):
+        imported(models.free_onnx(tmp_path / "m.onnx"), tmp_path / "out", shapes={"image": (1, 3, 60_000, 60_001)})
+
+
+@pytest.mark.parametrize("name", ["sequential", "dict"])
+def test_keras_models_of_every_build_keep_their_names(tmp_path: Path, name: str) -> None:
+    manifest = imported(models.keras_model(tmp_path / "m.keras", build=name), tmp_path / "out").manifest
+    assert "tflite-float32" in {variant.name for variant in manifest.variants}
+    if name == "dict":
+        assert {spec.name for spec in manifest.inputs} == {"left", "right"}
+        assert {spec.name for spec in manifest.outputs} == {"sum", "apart"}
+
+
+def test_a_classifier_that_its_onnx_file_contradicts_is_refused(tmp_path: Path) -> None:
+    iris = load_iris()
+    joblib.dump(SVC().fit(iris.data[:100], iris.target[:100]), tmp_path / "svc.joblib", compress=3)
+    with pytest.raises(InputError, match=r"says the same as the model for \d+% of random rows only"):
+        imported(tmp_path / "svc.joblib", tmp_path / "out", trust_pickle=True)
+
+
+def test_what_is_left_out_leaves_no_file_behind(tmp_path: Path) -> None:
+    bundle = imported(models.dense_onnx(tmp_path / "m.onnx"), tmp_path / "out")
+    assert [variant.name for variant in bundle.manifest.variants] == ["onnx-float32"]
+    assert not [path for path in bundle.folder.iterdir() if "int8" in path.name or "float16" in path.name]
+
+
+def test_a_device_file_is_no_model() -> None:
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        detect(Path("/dev/zero"))
 
 
 def test_custom_operators_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from toprope_shared.tensors import Array, Tensors
 
 # What zipfile and numpy raise for altered bytes: which one depends on which byte it is (encryption and compression flags
 # give RuntimeError and NotImplementedError).
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def digest(arrays: Tensors) -> str:

@@ -331,6 +331,8 @@ class Assembly:
     def _clear(self, kept: set[str]) -> None:
         """Remove what only the making needed, and the files of variants that were left out."""
         names = [*layout.SCRATCH, *(path.name for path in self.folder.glob(f"*{layout.ANSWERS}"))]
-        names += [path.name for kind in ENGINES for path in self.folder.glob(f"*.{kind}") if path.name not in kept]
+        for kind in ENGINES:
+            gone = [path.name for path in self.folder.glob(f"*.{kind}") if path.name not in kept]
+            names += [name + end for name in gone for end in ("", layout.CHUNKS)]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)

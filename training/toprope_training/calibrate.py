@@ -31,6 +31,7 @@ NEVER = 1.01  # a threshold that no confidence reaches
 _TEMPERATURES = (0.5, 20.0)
 _TINY = 1e-12
 _PARTS = 4
+_DEAL = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Answers:
 
     def part(self, *numbers: int) -> Answers:
         """Return the rows that were dealt to these of four parts."""
-        rows = np.isin(np.arange(len(self.scores)) % _PARTS, numbers)
+        rows = np.isin(dealt(len(self.scores)), numbers)
         return Answers(self.scores[rows], self.cloud[rows], self.truth[rows], self.logits)
 
     def agree(self) -> Array:
@@ -65,6 +66,11 @@ class Answers:
     def confidence(self, temperature: float) -> Array:
         """Return the calibrated confidence, float64 [rows], see `Calibration`."""
         return np.asarray(special.softmax(_logits(self.scores, self.logits) / temperature, axis=1).max(axis=1))
+
+
+def dealt(rows: int) -> Array:
+    """Return which of four parts each row goes to, int64 [rows]; shuffled, because data may come sorted or in turns."""
+    return np.asarray(np.random.default_rng(_DEAL).permutation(rows) % _PARTS)
 
 
 def calibrate(output: str, answers: Answers, *, alpha: float) -> Calibration:

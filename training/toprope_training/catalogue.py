@@ -140,6 +140,8 @@ def _mistakes(recipe: Recipe) -> list[str]:
     for spec in (*recipe.inputs, *recipe.outputs):
         if not spec.shape or -1 in spec.shape[1:]:
             found.append(f"tensor {spec.name!r} has shape {list(spec.shape)}; only the first dimension may be -1")
+    if recipe.golden_rows < 1:
+        found.append(f"golden_rows is {recipe.golden_rows}; at least one row must travel with a release")
     names = [spec.name for spec in recipe.outputs]
     for what, wanted in (("compared", recipe.compared), ("classes", (recipe.classes,) if recipe.classes else ())):
         unknown = sorted(set(wanted) - set(names))

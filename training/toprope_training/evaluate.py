@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from toprope_shared.engines import Session, find_engines
-from toprope_shared.errors import InputError
+from toprope_shared.errors import EngineError, InputError
 from toprope_shared.golden import GoldenSet, latency_us, run_all
 from toprope_shared.manifest import PPM
 from toprope_shared.tensors import Array
@@ -47,10 +47,13 @@ def run(request: Evaluate, progress: Progress) -> Evaluated:
     outputs = run_all(session, arrays.without("in", holdout), stacked=request.stacked, batch=BATCH)
     arrays.save(Path(request.answers), outputs)
     rows = np.max([row_errors_ppm(reference[name], outputs[name]) for name in request.compared], axis=0)
+    metric = score(outputs, reference, holdout.get("targets"))
+    if not np.isfinite(metric):
+        raise EngineError(f"the metric of its answers is {metric}")
     return Evaluated(
         engine=engine.name,
         runtime=f"{engine.name}/{engine.version}",
-        metric=score(outputs, reference, holdout.get("targets")),
+        metric=metric,
         latency_us=latency_us(session, golden.one_call()),
         parity=max(_distance(golden.outputs[name], got[name]) for name in golden.outputs),
         quantiles_ppm=tuple(float(value) for value in np.quantile(rows, QUANTILES, method="higher")),
@@ -81,4 +84,6 @@ def row_errors_ppm(expected: Array, got: Array) -> Array:
 def _distance(expected: Array, got: Array) -> float:
     if expected.dtype.kind not in "fiu" or expected.shape != got.shape:
         return float(not np.array_equal(expected, got))
-    return float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max(initial=0.0))
+    want, have = expected.astype(np.float64), got.astype(np.float64)
+    comparable = np.isfinite(want) & np.isfinite(have)
+    return float(np.abs(np.subtract(want, have, out=np.zeros_like(want), where=comparable)).max(initial=0.0))

@@ -14,6 +14,7 @@ from toprope_shared.manifest import Calibration, Placement
 from toprope_shared.tensors import Array, Tensors
 from toprope_training import calibrate
 from toprope_training.measurements import Cascade, Confusion, Errors, Measurements, Parity, Reliability
+from toprope_training.metrics import class_rows
 from toprope_training.steps import Evaluated
 from toprope_training.terms import Terms
 from toprope_training.variants import of_teacher
@@ -44,7 +45,8 @@ def observe(
     """
     rows = len(next(iter(next(iter(answers.values())).values())))
     classes = terms.class_output()
-    known = targets is not None and classes and targets.shape == (rows,) and targets.dtype.kind in "iu"
+    answers = {name: _as_rows(outputs, classes) for name, outputs in answers.items()}
+    known = bool(classes) and _are_classes(targets, rows, next(iter(answers.values()))[classes].shape[1])
     views = list(_views(terms, classes, targets if known else None, answers))
     confusion = _confusions(classes, targets, answers) if known and targets is not None else ()
     return Observed(
@@ -66,6 +68,16 @@ class _View:
     calibration: Calibration
     reliability: Reliability
     cascade: Cascade
+
+
+def _as_rows(outputs: Tensors, classes: str) -> Tensors:
+    return {**outputs, classes: class_rows(outputs[classes])} if classes else outputs
+
+
+def _are_classes(targets: Array | None, rows: int, classes: int) -> bool:
+    if targets is None or targets.shape != (rows,) or targets.dtype.kind not in "iu":
+        return False
+    return bool(targets.min() >= 0 and targets.max() < classes)
 
 
 def _views(terms: Terms, classes: str, targets: Array | None, answers: Mapping[str, Tensors]) -> Iterator[_View]:
@@ -110,6 +122,7 @@ def _errors(terms: Terms, targets: Array | None, answers: Mapping[str, Tensors])
     if not output:
         return
     apart = {name: (outputs[output].astype(np.float64) - targets).ravel() for name, outputs in answers.items()}
+    apart = {name: values[np.isfinite(values)] for name, values in apart.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(apart.values())), bins=BINS)
     for name, values in apart.items():
         counts, _ = np.histogram(values, bins=edges)

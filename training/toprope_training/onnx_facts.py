@@ -131,6 +131,8 @@ def _spec(what: str, value: Any) -> TensorSpec:
     except Exception as error:  # bfloat16, float8, complex, int4: numpy or the protocol has no such type
         raise InputError(f"its {what} {value.name!r} is of type {name}; {', '.join(NUMPY_TYPES)} can be served") from error
     if not value.type.tensor_type.HasField("shape"):
+        if what == "output":
+            return TensorSpec(value.name, datatype, (-1,))  # the examples tell its rank
         raise InputError(f"its {what} {value.name!r} does not say how many dimensions it has; declare its shape")
     sizes = value.type.tensor_type.shape.dim
     return TensorSpec(value.name, datatype, tuple(size.dim_value if size.dim_value > 0 else -1 for size in sizes))

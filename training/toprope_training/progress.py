@@ -25,7 +25,7 @@ def shown(style: Style = Style.AUTO, console: Console | None = None) -> Iterator
     else:
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -54,7 +54,7 @@ class _Lines:
 
     def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
         if text != self._last:
-            self._console.print(f"{text} …", highlight=False)
+            self._console.print(f"{text} …", highlight=False, markup=False)
             self._last = text
 
 

@@ -9,7 +9,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+
 from toprope_shared.digest import sha256_file
+from toprope_shared.errors import InputError
 from toprope_shared.manifest import Provenance
 from toprope_training import catalogue
 from toprope_training.recipe import Recipe
@@ -40,7 +43,7 @@ def of_recipe(reference: str, recipe: Recipe, trained: Trained, seed: int, creat
     """Return the provenance of a release that was made from the recipe at `reference`."""
     file = catalogue.source(reference)
     with catalogue.blame(recipe, "parameters"):
-        parameters = dict(recipe.parameters())
+        parameters = {name: _plain(name, value) for name, value in recipe.parameters().items()}
     if recipe.source is not None:
         parameters["data"] = recipe.source.name
     return Provenance(
@@ -55,12 +58,22 @@ def of_recipe(reference: str, recipe: Recipe, trained: Trained, seed: int, creat
     )
 
 
-def of_import(file: Path, kind: str, created: int, data_sha256: str) -> Provenance:
-    """Return the provenance of a release that was made from a model's file, or from a SavedModel's folder."""
-    digest = sha256_file(file) if file.is_file() else _folder_sha256(file)
+def _plain(name: str, value: object) -> str | int | float | bool:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(plain, str | int | float | bool):
+        raise InputError(f"the parameter {name!r} is {type(value).__name__}; a text, number or truth value is expected")
+    return plain
+
+
+def of_import(file: Path, kind: str, created: int, data_sha256: str, cloud: Path | None = None) -> Provenance:
+    """Return the provenance of a release that was made from a model's file or folder, and from another for the cloud."""
+    digest = _sha256(file)
+    parameters: dict[str, str | int | float | bool] = {"file": file.name, "kind": kind, "file_sha256": digest}
+    if cloud is not None:
+        parameters |= {"cloud_file": cloud.name, "cloud_file_sha256": _sha256(cloud)}
     return Provenance(
         recipe=IMPORT,
-        parameters={"file": file.name, "kind": kind, "file_sha256": digest},
+        parameters=parameters,
         data_sha256=data_sha256,
         weights_sha256=digest,
         seed=0,
@@ -68,6 +81,10 @@ def of_import(file: Path, kind: str, created: int, data_sha256: str) -> Provenan
         packages=packages(),
         created=created,
     )
+
+
+def _sha256(path: Path) -> str:
+    return sha256_file(path) if path.is_file() else _folder_sha256(path)
 
 
 def _folder_sha256(folder: Path) -> str:

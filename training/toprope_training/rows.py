@@ -23,7 +23,14 @@ def check_data(recipe: Recipe, data: Data) -> None:
     Raises:
         InputError: rows or inputs are missing, do not fit, or hold numbers that are not finite.
     """
+    if not isinstance(data, Data) or not all(isinstance(rows, Rows) for rows in (data.train, data.holdout)):
+        raise InputError(f"`data` of the recipe {recipe.name} must return Data(train=Rows(...), holdout=Rows(...))")
     for what, rows in (("training", data.train), ("holdout", data.holdout)):
+        wrong = [
+            name for name, array in (*rows.inputs.items(), ("targets", rows.targets)) if not isinstance(array, np.ndarray)
+        ]
+        if wrong:
+            raise InputError(f"the {what} rows of {recipe.name} give {wrong[0]!r} as something else than a numpy array")
         if not len(rows):
             raise InputError(f"the recipe {recipe.name} gave no {what} rows")
         for spec in recipe.inputs:

@@ -46,11 +46,11 @@ def scorer(score: Score) -> Scorer:
 
 
 def _by_name(score: MetricScore, outputs: Tensors, reference: Tensors, targets: Array | None) -> float:
-    got, expected = outputs[score.output], reference[score.output]
+    got = outputs[score.output]
     if score.metric == AGREEMENT:
-        return metrics.accuracy(got, expected.argmax(axis=-1))
+        return metrics.accuracy(got, metrics.class_rows(reference[score.output]).argmax(axis=1))
     if score.metric == DIFFERENCE:
-        return metrics.relative_difference(got, expected)
+        return max(metrics.relative_difference(outputs[name], reference[name]) for name in reference)
     if targets is None:
         raise InputError(f"the metric {score.metric} needs `targets` in the data file")
     if score.metric == ACCURACY:

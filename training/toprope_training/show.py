@@ -23,7 +23,7 @@ MANY_US = 10_000
 
 def release(manifest: Manifest) -> RenderableType:
     """Return a sentence and two tables about a release."""
-    return Group(header(manifest), "", variants(manifest), "", receipts(manifest))
+    return Group(Text(header(manifest)), "", variants(manifest), "", receipts(manifest))
 
 
 def header(manifest: Manifest) -> str:
@@ -143,7 +143,7 @@ def _width(names: Sequence[str], usual: int, narrow: bool) -> int:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
 
 
 def _row(variant: Variant) -> tuple[str | Text, ...]:

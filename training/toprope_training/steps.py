@@ -52,7 +52,7 @@ class RecipeScore(msgspec.Struct, frozen=True, tag="recipe"):
 
 
 class MetricScore(msgspec.Struct, frozen=True, tag="metric"):
-    """Score one output with one of `scoring.METRICS`."""
+    """Score one output, or all of them where the metric is `difference`, with one of `scoring.METRICS`."""
 
     metric: str
     output: str

@@ -65,10 +65,17 @@ def run(request: Train, progress: Progress) -> Trained:
         rows=write_rows(out, recipe, data, references),
         data_sha256=data_digest(data),
         weights_sha256=arrays.digest(weights),
-        summary=summary,
-        labels=tuple(recipe.labels),
+        summary=str(summary or ""),
+        labels=_labels(recipe),
         preprocessing=recipe.preprocessing(),
     )
+
+
+def _labels(recipe: Recipe) -> tuple[str, ...]:
+    labels = tuple(recipe.labels)
+    if not all(isinstance(label, str) for label in labels):
+        raise InputError(f"the labels of {recipe.name} must be texts, such as '0' and not 0")
+    return labels
 
 
 def _models(recipe: Recipe, data: Data, progress: Progress) -> dict[str, Any]:
@@ -150,6 +157,9 @@ def _check_tensors(model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
     have = [tensor.name for tensor in model.inputs]
     if sorted(have) != sorted(names):
         raise InputError(f"the model's inputs are {', '.join(have)}; the recipe says {', '.join(names)}")
+    if isinstance(model.output, Mapping) and set(model.output) != {spec.name for spec in outputs}:
+        said = ", ".join(spec.name for spec in outputs)
+        raise InputError(f"the model's outputs are {', '.join(model.output)}; the recipe says {said}")
     if len(model.outputs) != len(outputs):
         raise InputError(f"the model has {len(model.outputs)} outputs; the recipe says {len(outputs)}")
 

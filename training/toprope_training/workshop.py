@@ -29,6 +29,7 @@ def workshop(out: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         InputError: `out` is taken, or another run works on it.
     """
+    _restore(out)
     _check_free(out, force=force)
     folder = out.parent / f".{out.name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def workshop(out: Path, *, force: bool) -> Iterator[Path]:
             _check_free(out, force=force)
             _put_in_place(folder, out)
         except BaseException:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
     finally:
         os.close(lock)
@@ -65,6 +66,17 @@ def _check_free(out: Path, *, force: bool) -> None:
         raise InputError(f"{out} holds no bundle, so --force does not replace it; choose another folder")
 
 
+def _restore(out: Path) -> None:
+    """Put back what a replacement that was killed between its two renames had moved away."""
+    old = _moved_away(out)
+    if old.exists() and not out.exists():
+        os.replace(old, out)
+
+
+def _moved_away(out: Path) -> Path:
+    return out.parent / f".{out.name}.old"
+
+
 def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -74,7 +86,7 @@ def _empty(folder: Path) -> None:
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    old = out.parent / f".{out.name}.old"
+    old = _moved_away(out)
     if old.exists():
         shutil.rmtree(old)
     if out.exists():

@@ -66,11 +66,13 @@ def import_model(
     with shown(Style.LINES if quiet and progress is Style.AUTO else progress) as told:
         bundle, left_out = importer.import_model(file, target, wish, force=force, bases=base, progress=told)
     console = Console()
-    console.print(show.header(bundle.manifest), highlight=False)
+    console.print(show.header(bundle.manifest), highlight=False, markup=False)
     console.print(show.variants(bundle.manifest))
     for sentence in left_out:
-        console.print(f"Left out: {sentence}", highlight=False)
-    console.print(f"The bundle is in {target}; `toprope release show {target}` tells all of it.", highlight=False)
+        console.print(f"Left out: {sentence}", highlight=False, markup=False)
+    console.print(
+        f"The bundle is in {target}; `toprope release show {target}` tells all of it.", highlight=False, markup=False
+    )
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

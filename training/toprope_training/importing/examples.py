@@ -8,7 +8,7 @@ taken. Needs numpy alone; the model is a function.
 from __future__ import annotations
 
 import itertools
-import time
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +19,15 @@ import numpy as np
 from toprope_shared.errors import InputError, RequestError
 from toprope_shared.golden import run_all
 from toprope_shared.tensors import Array, Tensors, TensorSpec, check
+from toprope_training.rows import MIN_HOLDOUT_ROWS
 
 Run = Callable[[Tensors], dict[str, Array]]
 Fresh = Callable[[], Run]
 """Gives the model as new: what keeps state between calls starts anew."""
 
 MIN_ROWS, MAX_ROWS = 8, 24
-PATIENCE_S = 1.0
+MANY_ELEMENTS = 30_000  # a model that takes so many numbers in a call is slow: fewer rows
+MAX_ELEMENTS = 16_000_000
 SEED = 0
 # Sizes that a free dimension is tried with, likely ones first: heights and widths of images, windows of audio.
 SIZES = (32, 48, 64, 128, 224, 256, 320, 16, 8, 512, 576, 1024, 4, 3, 2, 1)
@@ -96,6 +98,9 @@ def given(inputs: Sequence[Free], arrays: Mapping[str, Array], fresh: Fresh) -> 
     """
     found = {name.removeprefix("in."): array for name, array in arrays.items() if name.startswith("in.")}
     names = [one.spec.name for one in inputs]
+    unknown = sorted(found.keys() - set(names))
+    if unknown:
+        raise InputError(f"the examples name in.{unknown[0]}; the model's inputs are {', '.join(names)}")
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
@@ -111,11 +116,14 @@ def given(inputs: Sequence[Free], arrays: Mapping[str, Array], fresh: Fresh) -> 
         for one in inputs:
             _check_row(one.spec, chosen[one.spec.name])
     targets = arrays.get("targets")
-    if targets is not None and len(targets) != min(rows.values()):
-        raise InputError(f"the examples have {min(rows.values())} rows and {len(targets)} targets")
+    if targets is not None and (not targets.ndim or len(targets) != min(rows.values())):
+        raise InputError(f"the examples have {min(rows.values())} rows and {targets.size} targets")
+    if targets is not None and len(targets) < MIN_HOLDOUT_ROWS:
+        raise InputError(
+            f"{len(targets)} examples with targets are too few to judge a model; give {MIN_HOLDOUT_ROWS} or more"
+        )
     outputs = _run(fresh(), chosen, stacked=stacked)
-    for name, array in outputs.items():
-        _hold(name, array, arrays.get(f"out.{name}"))
+    _hold(outputs, {name.removeprefix("out."): array for name, array in arrays.items() if name.startswith("out.")})
     return Examples(chosen, outputs, stacked, made=False, targets=targets)
 
 
@@ -136,9 +144,11 @@ def make(inputs: Sequence[Free], fresh: Fresh, shapes: Mapping[str, tuple[int, .
     problem = ""
     run = fresh()
     for sizes, top, spread in itertools.islice(_tries(inputs, shapes), MAX_TRIES):
-        one_call = _Drawn(inputs, sizes, top, spread).draw()
+        drawn = _Drawn(inputs, sizes, top, spread)
+        if drawn.elements() > MAX_ELEMENTS:
+            continue
         try:
-            outputs = run(one_call)
+            outputs = run(drawn.draw())
         except Exception as error:  # what a model raises for sizes that do not fit depends on its engine
             problem = problem or " ".join(str(error).split())[:300]
             continue
@@ -146,7 +156,7 @@ def make(inputs: Sequence[Free], fresh: Fresh, shapes: Mapping[str, tuple[int, .
         if broken:
             problem = f"its output {broken[0]!r} is NaN or infinite"
             continue
-        return _rows(_Drawn(inputs, sizes, top, spread), fresh)
+        return _rows(drawn, fresh)
     raise InputError(_no_answer(inputs, problem))
 
 
@@ -204,6 +214,11 @@ class _Drawn:
     top: int
     spread: bool
 
+    def elements(self) -> int:
+        """Return how many numbers one call holds."""
+        sizes = ([size if isinstance(size, int) else self.sizes[size] for size in one.sizes] for one in self.inputs)
+        return sum(math.prod(shape) for shape in sizes)
+
     def draw(self, rows: int | None = None) -> dict[str, Array]:
         """Return the inputs of one call, or of `rows` calls along a first axis."""
         rng = np.random.default_rng(SEED)
@@ -236,7 +251,7 @@ def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ..
 
 def _rows(drawn: _Drawn, fresh: Fresh) -> Examples:
     """Return many rows of the sizes that worked: in batches where the model takes them, else one call a row."""
-    stack = drawn.draw(_how_many(fresh(), drawn.draw()))
+    stack = drawn.draw(MAX_ROWS if drawn.elements() < MANY_ELEMENTS else MIN_ROWS)
     apart = _run(fresh(), stack, stacked=True)
     if drawn.may_batch():
         batch = {name: array[:, 0] for name, array in stack.items()}
@@ -245,13 +260,6 @@ def _rows(drawn: _Drawn, fresh: Fresh) -> Examples:
         if together is not None and _same(together, wanted, len(apart)):
             return Examples(batch, wanted, stacked=False, made=True)
     return Examples(stack, apart, stacked=True, made=True)
-
-
-def _how_many(run: Run, call: Tensors) -> int:
-    """Return how many examples a model is measured on: fewer of one that is slow."""
-    start = time.perf_counter()
-    run(call)
-    return max(MIN_ROWS, min(MAX_ROWS, round(PATIENCE_S / (time.perf_counter() - start))))
 
 
 def _batched(run: Run, batch: Tensors) -> dict[str, Array] | None:
@@ -282,7 +290,10 @@ def _run(run: Run, rows: Tensors, *, stacked: bool) -> dict[str, Array]:
 def _cast(array: Array, spec: TensorSpec) -> Array:
     if array.dtype == spec.dtype:
         return array
-    if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
+    whole = array.dtype.kind in "iub" and spec.dtype.kind in "iub"
+    if whole and not np.array_equal(array, array.astype(spec.dtype)):
+        raise InputError(f"the examples give in.{spec.name} values that {spec.dtype} can't hold, e.g. {array.max()}")
+    if not whole and not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
         raise InputError(f"the examples give in.{spec.name} as {array.dtype}; the model takes {spec.dtype}")
     return array.astype(spec.dtype)
 
@@ -312,13 +323,14 @@ def _check_row(spec: TensorSpec, array: Array) -> None:
         raise InputError(f"the examples do not fit: {error}; rows come first in each array") from error
 
 
-def _hold(name: str, got: Array, expected: Array | None) -> None:
-    if expected is None:
-        return
-    if expected.shape != got.shape or not np.allclose(got, expected, rtol=SAME_ROWS, atol=SAME_ROWS):
-        raise InputError(
-            f"the model does not give the outputs out.{name} of the examples file; is the file of another version of it?"
-        )
+def _hold(got: Tensors, expected: Tensors) -> None:
+    for name, array in expected.items():
+        if name not in got:
+            raise InputError(f"the examples name out.{name}; the model's outputs are {', '.join(got)}")
+        if array.shape != got[name].shape or not np.allclose(got[name], array, rtol=SAME_ROWS, atol=SAME_ROWS):
+            raise InputError(
+                f"the model does not give the outputs out.{name} of the examples file; is the file of another version of it?"
+            )
 
 
 def _no_answer(inputs: Sequence[Free], problem: str) -> str:

@@ -41,6 +41,8 @@ def detect(path: Path) -> Kind:
         if (path / "saved_model.pb").is_file():
             return Kind.SAVED_MODEL
         raise InputError(f"{path} is a directory without a saved_model.pb, so it is no SavedModel; name the model's file")
+    if not path.is_file():
+        raise InputError(f"{path} is neither a file nor a folder")
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
@@ -55,7 +57,7 @@ def _by_content(path: Path, head: bytes) -> Kind:
         return _zipped(path)
     if head.startswith(_HDF5):
         return Kind.KERAS
-    if head.startswith(_PICKLE) or path.suffix == ".joblib":
+    if head.startswith(_PICKLE) or path.suffix in (".joblib", ".pkl", ".pickle"):
         return Kind.SKLEARN
     if head.lstrip()[:1] == b"<":
         raise InputError(f"{path} is a web page or XML, not a model; a download that failed looks like this: get it again")

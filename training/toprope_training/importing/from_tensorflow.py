@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from toprope_training import layout
 from toprope_training.importing.examples import Run, free
 from toprope_training.importing.reading import Found, Read, found_out, take_examples, write_examples
 from toprope_training.recipe import Progress
-from toprope_training.train import SIGNATURE, endpoint, save_model
+from toprope_training.train import SIGNATURE, save_model, signature
 
 _BAD_NAMES = str.maketrans({"/": "_", ":": "_", " ": "_"})
 
@@ -59,16 +59,46 @@ def _keras(source: Path, folder: Path) -> Opened:
         raise InputError(
             f"Keras can't load it: {text}; a model with its own layers or lambdas is saved as a SavedModel"
         ) from error
-    inputs = tuple(_spec(tensor.name, tensor.dtype, tensor.shape) for tensor in model.inputs)
-    names = _output_names(model)
-    outputs = tuple(_spec(name, tensor.dtype, tensor.shape) for name, tensor in zip(names, model.outputs, strict=True))
-    save_model(folder, model, endpoint(model, inputs, outputs))
+    if not getattr(model, "inputs", None):
+        raise InputError("the Keras model was never built, so its inputs are not known; call it once before it is saved")
+    inputs = tuple(
+        _spec(name, tensor.dtype, tensor.shape) for name, tensor in zip(_names(model, "input"), model.inputs, strict=True)
+    )
+    outputs = tuple(
+        _spec(name, tensor.dtype, tensor.shape) for name, tensor in zip(_names(model, "output"), model.outputs, strict=True)
+    )
+    save_model(folder, model, _endpoint(model, inputs, outputs))
     return _serve(folder), inputs, outputs
 
 
-def _output_names(model: Any) -> Sequence[str]:
-    names = [str(name).translate(_BAD_NAMES) for name in model.output_names]
-    return names if len(set(names)) == len(names) else [f"output_{at}" for at in range(len(names))]
+def _names(model: Any, side: str) -> list[str]:
+    """Return names for the tensors at one side: the keys of a dict, else the layers', else numbers."""
+    tensors, keys = getattr(model, f"{side}s"), _keys(model, side)
+    known = keys or getattr(model, f"{side}_names", None)
+    names = [str(name).translate(_BAD_NAMES) for name in known or [tensor.name for tensor in tensors]]
+    return names if len(set(names)) == len(tensors) else [f"{side}_{at}" for at in range(len(tensors))]
+
+
+def _keys(model: Any, side: str) -> list[str]:
+    """Return the keys of a dict of tensors; none where the model speaks of tensors or lists of them."""
+    structure = getattr(model, side, None)  # a Sequential model may have none
+    return list(structure) if isinstance(structure, Mapping) else []
+
+
+def _endpoint(model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
+    """Return a `tf.function` that calls the model in its own structure, without training, and names its outputs."""
+    given, got = _keys(model, "input"), _keys(model, "output")
+
+    def serve(*tensors: Any) -> dict[str, Any]:
+        if given:
+            result = model(dict(zip(given, tensors, strict=True)), training=False)
+        else:
+            result = model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+        values = [result[key] for key in got] if got else result
+        values = values if isinstance(values, list | tuple) else [values]
+        return {spec.name: tf.identity(value) for spec, value in zip(outputs, values, strict=True)}
+
+    return tf.function(serve, input_signature=[signature(spec) for spec in inputs])
 
 
 def _saved(source: Path, folder: Path) -> Opened:

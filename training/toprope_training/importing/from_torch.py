@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from toprope_shared.errors import InputError
 from toprope_training.canonical import canonical
 from toprope_training.importing.reading import Export, Exported
 from toprope_training.recipe import Progress
+
+CLOSE = 1e-3
 
 
 def run(request: Export, progress: Progress) -> Exported:
@@ -33,5 +38,28 @@ def run(request: Export, progress: Progress) -> Exported:
     except Exception as error:  # the exporter has a dozen errors of its own
         text = " ".join(str(error).split())[:300]
         raise InputError(f"PyTorch can't export the program to ONNX: {text}") from error
-    Path(request.target).write_bytes(canonical(converted.model_proto).SerializeToString(deterministic=True))
+    data = canonical(converted.model_proto).SerializeToString(deterministic=True)
+    progress("Holding it against the program", 0, 0)
+    _hold(program, data)
+    Path(request.target).write_bytes(data)
     return Exported()
+
+
+def _hold(program: Any, data: bytes) -> None:
+    """Hold the ONNX file against the program itself on the example inputs that travel with it."""
+    import onnxruntime
+    import torch
+
+    arguments, named = program.example_inputs or ((), {})
+    if not arguments or named:
+        return  # nothing to hold it against; the examples of the import are run on the ONNX file
+    with torch.no_grad():
+        wanted = program.module()(*arguments)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    got = session.run(None, {name: value.numpy() for name, value in zip(names, arguments, strict=True)})
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(wanted) if isinstance(leaf, torch.Tensor)]
+    if len(leaves) != len(got) or not all(
+        np.allclose(one.numpy(), other, rtol=CLOSE, atol=CLOSE) for one, other in zip(leaves, got, strict=True)
+    ):
+        raise InputError("the ONNX file that PyTorch's exporter makes does not give the program's own outputs")

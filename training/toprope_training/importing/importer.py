@@ -22,7 +22,7 @@ from toprope_training.assembly import Assembly, Order
 from toprope_training.bundle import Bundle
 from toprope_training.children import Children, StepError
 from toprope_training.importing.formats import Kind, detect
-from toprope_training.importing.judging import Wish, judge
+from toprope_training.importing.judging import ENGINE_NAMES, Wish, judge
 from toprope_training.importing.reading import Export, Exported, Found, Read
 from toprope_training.recipe import Progress
 from toprope_training.steps import Converted
@@ -74,6 +74,8 @@ def import_model(
     if wish.cloud is not None:
         sources[TEACHER] = _source(wish.cloud, wish)
     out = out.resolve()
+    if any(out.is_relative_to(source.path) for source in sources.values()):
+        raise InputError(f"{out} lies within the model's own folder; choose another --out")
     kept_log = release.failed_log(out)
     earlier = release.open_bases(bases, wish.name)
     with workshop(out, force=force) as folder:
@@ -100,13 +102,18 @@ def _check(wish: Wish) -> None:
         raise InputError(f"the name {wish.name!r} does not fit: {error}; use letters, digits, - and _") from error
     if wish.metric is not None and wish.metric not in scoring.METRICS:
         raise InputError(f"there is no metric {wish.metric!r}; choose among {', '.join(scoring.METRICS)}")
+    unknown = sorted(set(wish.engines) - set(ENGINE_NAMES))
+    if unknown:
+        raise InputError(f"there is no engine {unknown[0]!r}; choose among {', '.join(ENGINE_NAMES)}")
+    if any(size < 1 for shape in wish.shapes.values() for size in shape):
+        raise InputError("--shape takes sizes from 1 on")
     if wish.examples is not None and not wish.examples.is_file():
         raise InputError(f"there is no examples file {wish.examples}")
 
 
 def _source(path: Path, wish: Wish) -> _Source:
-    path = path.resolve()
     kind = detect(path)
+    path = path.resolve()
     if kind is Kind.SKLEARN and not wish.trust_pickle:
         raise InputError(
             f"{path} is a pickle, and reading a pickle runs the code in it; if you made it or trust who did, "
@@ -157,7 +164,9 @@ class _Import:
         receipts = gates.Receipts(lenient=True, demanded=judged.terms.demanded)
         receipts.take([gates.examples(first.rows_in_all, made_up=first.made_up)])
         file = sources[REFERENCE]
-        origin = provenance.of_import(file.path, file.kind, order.created, first.digest)
+        origin = provenance.of_import(
+            file.path, file.kind, order.created, first.digest, sources[TEACHER].path if TEACHER in sources else None
+        )
         assembly = Assembly(judged.terms, judged.score, judged.metrics, self.folder, self.children, receipts, self.bases)
         assembly.release(converted, order, origin, first.rows)
         for leftover in self.folder.glob(f"*{_EXPORTED}"):

@@ -10,10 +10,11 @@ import numpy as np
 
 from toprope_shared.errors import InputError
 from toprope_shared.manifest import REFERENCE, TEACHER, Placement, Privacy
-from toprope_shared.tensors import Array, Tensors, TensorSpec
+from toprope_shared.tensors import Array, Tensors
 from toprope_training import arrays, layout, scoring, variants
 from toprope_training.assembly import ENGINES
 from toprope_training.importing.reading import Found
+from toprope_training.metrics import class_rows
 from toprope_training.steps import MetricScore
 from toprope_training.terms import Terms
 from toprope_training.variants import PARITY_LIMITS_PPM
@@ -89,7 +90,8 @@ def judge(wish: Wish, folder: Path, found: Mapping[str, Found], labels: tuple[st
     first = found[REFERENCE]
     held_out = arrays.load(folder / layout.HOLDOUT)
     reference, targets = arrays.without(REFERENCE, held_out), held_out.get("targets")
-    classes = _class_output(first, labels)
+    classes = _class_output(first, labels, reference)
+    _check_targets(targets, reference[classes] if classes else None)
     score = _score(wish, first, reference, targets, classes)
     metric = scoring.METRICS[score.metric]
     names = tuple(name for kind, model in found.items() for name in _variants(kind, model))
@@ -110,7 +112,7 @@ def judge(wish: Wish, folder: Path, found: Mapping[str, Found], labels: tuple[st
         engines=wish.engines,
         compared=tuple(spec.name for spec in first.outputs),
         classes=classes if labels or score.metric in (scoring.ACCURACY, scoring.AGREEMENT) else "",
-        logits=bool(classes) and not _probabilities(reference[classes]),
+        logits=bool(classes) and not _probabilities(class_rows(reference[classes])),
         alpha=ALPHA,
         preprocessing=first.preprocessing,
         stacked=first.stacked,
@@ -144,12 +146,12 @@ def _placement(name: str, *, alone: bool) -> Placement:
     return Placement.EDGE if usual is Placement.BOTH and not alone else usual
 
 
-def _class_output(found: Found, labels: tuple[str, ...]) -> str:
+def _class_output(found: Found, labels: tuple[str, ...], reference: Tensors) -> str:
     """Return the output that holds a score for each class; "" when none looks like it."""
-    rows = [spec for spec in found.outputs if spec.dtype.kind == "f" and _scores(spec) > 1]
+    scores = {spec.name: _scores(reference[spec.name]) for spec in found.outputs if spec.dtype.kind == "f"}
     if not labels:
-        return rows[0].name if rows else ""
-    fitting = [spec.name for spec in rows if _scores(spec) in (len(labels), -1)]
+        return next((name for name, count in scores.items() if count > 1), "")
+    fitting = [name for name, count in scores.items() if count == len(labels)]
     if not fitting:
         sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in found.outputs)
         raise InputError(
@@ -158,9 +160,20 @@ def _class_output(found: Found, labels: tuple[str, ...]) -> str:
     return fitting[0]
 
 
-def _scores(spec: TensorSpec) -> int:
-    """Return how many scores a row has; 0 when a row is no vector."""
-    return spec.shape[1] if len(spec.shape) == 2 and spec.shape[0] in (-1, 1) else 0
+def _scores(array: Array) -> int:
+    """Return how many scores a row of answers has; 0 when a row is no vector."""
+    return array.shape[-1] if array.ndim > 1 and array[0].size == array.shape[-1] else 0
+
+
+def _check_targets(targets: Array | None, scores: Array | None) -> None:
+    if targets is None or scores is None or targets.dtype.kind not in "iu":
+        return
+    classes = scores.shape[-1]
+    if targets.ndim != 1 or targets.min() < 0 or targets.max() >= classes:
+        raise InputError(
+            f"the targets have shape {list(targets.shape)} and values from {targets.min()} to {targets.max()}; "
+            f"class numbers from 0 to {classes - 1}, one a row, are expected"
+        )
 
 
 def _score(wish: Wish, found: Found, reference: Tensors, targets: Array | None, classes: str) -> MetricScore:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from toprope_shared.errors import InputError
 from toprope_shared.manifest import REFERENCE, Preprocessing
 from toprope_shared.tensors import TensorSpec
 from toprope_training import arrays, layout
@@ -16,6 +17,7 @@ from toprope_training.importing.examples import Examples, Free, Fresh
 from toprope_training.steps import Converted
 
 GOLDEN_ROWS = 8
+MAX_NAME = 256
 REPRESENTATIVE_ROWS = 200
 
 
@@ -122,7 +124,16 @@ def found_out(
     made: tuple[Converted, ...] = (),
     preprocessing: tuple[Preprocessing, ...] = (),
 ) -> Found:
-    """Return what a model is; one that made no variant of itself left a SavedModel to convert."""
+    """Return what a model is; one that made no variant of itself left a SavedModel to convert.
+
+    Raises:
+        InputError: a tensor's name is too long for the protocol.
+    """
+    for spec in (*inputs, *outputs):
+        if not 0 < len(spec.name) <= MAX_NAME:
+            raise InputError(
+                f"its tensor {spec.name[:40]!r}… has a name of {len(spec.name)} characters; at most {MAX_NAME} fit"
+            )
     return Found(
         inputs=inputs,
         outputs=_settle(outputs, found),
