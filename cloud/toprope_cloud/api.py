@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from toprope_cloud.blobs_api import Knows, blobs_router
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs
 from toprope_cloud.jobs_api import jobs_router
@@ -39,13 +40,22 @@ class RolloutBody(BaseModel):
     version: str
 
 
-def build_app(plane: DataPlane, registry: Registry, fleet: Fleet, jobs: Jobs, token: str, on_change: OnChange) -> FastAPI:
+def build_app(
+    plane: DataPlane,
+    registry: Registry,
+    fleet: Fleet,
+    jobs: Jobs,
+    token: str,
+    on_change: OnChange,
+    knows: Knows | None = None,
+) -> FastAPI:
     """Return the cloud's app: the control plane below `/api` and `/trust`, and the inference doors."""
     app = FastAPI(title="toprope cloud", version=__version__, exception_handlers=dict(exception_handlers()))
     app.add_exception_handler(RequestValidationError, _invalid)
     guard = [Depends(operator_guard(token))]
     app.include_router(_control(registry, fleet, guard, on_change))
     app.include_router(jobs_router(jobs, guard))
+    app.include_router(blobs_router(registry.blobs, token, knows))
     app.router.routes.extend(routes(plane))
     return app
 

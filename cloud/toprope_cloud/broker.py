@@ -6,6 +6,7 @@ and stand only in files of mode 0600.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import secrets
@@ -60,8 +61,15 @@ class BrokerFiles:
             self._save(users)
         return users[CLOUD_USER]
 
+    def knows(self, device: str, password: str) -> bool:
+        """Say whether an enrolled device has this password; a revoked one has none."""
+        found = self._users().get(device)
+        return (
+            found is not None and device != CLOUD_USER and hmac.compare_digest(found.password.encode(), password.encode())
+        )
+
     def enroll(self, device: str) -> Path:
-        """Give a device credentials and the bootstrap root; a running broker learns of it at once.
+        """Give a device credentials and the newest root as its bootstrap; a running broker learns of it at once.
 
         Returns:
             The folder to carry to the device.
@@ -70,15 +78,15 @@ class BrokerFiles:
             InputError: the name is not usable or taken, or there are no keys yet.
         """
         check_level(device, "the device's name")
-        root = self._layout.trust / "1.root.json"
-        if not root.exists():
+        roots = sorted(self._layout.trust.glob("*.root.json"), key=lambda path: int(path.name.partition(".")[0]))
+        if not roots:
             raise InputError(f"there is no root metadata in {self._layout.trust}; make it with: toprope keys init")
         users = self._users()
         if device in users:
             raise InputError(f"{device} is enrolled already; its credentials are in {self._layout.device(device)}")
         credentials = new_credentials(device)
         folder = self._layout.device(device)
-        replace_file(folder / "root.json", root.read_bytes())
+        replace_file(folder / "root.json", roots[-1].read_bytes())  # a retired threshold must not catch new devices
         replace_file(folder / "credentials.json", msgspec.json.encode(credentials), mode=PRIVATE)
         users[device] = credentials
         self._save(users)
@@ -131,8 +139,9 @@ authorization {{ users = [
         if credentials.username == CLOUD_USER:
             return f"  {{ {login} }}"
         device, topics = credentials.device, self._topics
-        publish = [topics.need(0, device), topics.state(device), topics.report(device)]
+        publish = [f"{topics.prefix}/need/*/{device}", topics.state(device), topics.report(device)]
         read = [topics.chunks(device), topics.ack(device), f"{topics.prefix}/trust/>", f"{topics.prefix}/rollouts/*"]
+        read += [f"{topics.prefix}/a/>"]  # broadcasts; without the artifact's name there is nothing to be heard
         allow = {"publish": publish, "subscribe": read}
         rules = ", ".join(
             f"{verb}: {{ allow: {json.dumps([topic.replace('/', '.') for topic in names])} }}"

@@ -7,9 +7,12 @@ from typing import Any
 
 import typer
 
+from toprope_cloud.keys_cli import keys_app
+
+__all__ = ["broker_app", "cloud_app", "devices_app", "keys_app"]
+
 broker_app = typer.Typer(help="The embedded MQTT broker.", no_args_is_help=True)
 cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
-keys_app = typer.Typer(help="Keys, and the enrolment of devices.", no_args_is_help=True)
 devices_app = typer.Typer(help="What runs where.")
 
 
@@ -54,29 +57,6 @@ def cloud_run(
     settings = load(CloudSettings, "cloud", flags, file=settings_file)
     setup_logging(settings.log_level)
     serving.run(run(settings, home()))
-
-
-@keys_app.command("init")
-def keys_init() -> None:
-    """Make development keys and the first trust metadata."""
-    from toprope_cloud import ceremony
-    from toprope_cloud.layout import Layout
-    from toprope_shared.settings import home
-
-    layout = Layout(home())
-    root = ceremony.init(layout.keys, layout.trust)
-    typer.echo(f"The keys are in {layout.keys} (keep them private), the devices' anchor of trust is {root}.")
-
-
-@keys_app.command("enroll")
-def keys_enroll(device: str = typer.Argument(help="The device's name.")) -> None:
-    """Give a device its credentials and the anchor of trust."""
-    from toprope_cloud.broker import BrokerFiles
-    from toprope_cloud.layout import Layout
-    from toprope_shared.settings import home
-
-    folder = BrokerFiles(Layout(home().absolute())).enroll(device)
-    typer.echo(f"Carry {folder} to the device, and keep its credentials.json private.")
 
 
 @devices_app.command("devices")

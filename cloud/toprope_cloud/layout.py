@@ -18,6 +18,11 @@ class Layout:
         return self.home / "keys"
 
     @property
+    def offline(self) -> Path:
+        """One folder for each private key of a production ceremony; they are carried away."""
+        return self.home / "offline"
+
+    @property
     def trust(self) -> Path:
         """Public TUF metadata."""
         return self.home / "trust"

@@ -5,7 +5,11 @@ The cloud signs with its online keys; what the models role signed elsewhere is v
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,11 @@ from tuf.repository import Repository
 from toprope_cloud.keys import Keyring
 from toprope_shared.blobs import replace_file
 from toprope_shared.clock import Clock
+from toprope_shared.drafts import Delegator, Document, Draft, keys_of, missing, parse, text
 from toprope_shared.errors import InputError, TrustError
-from toprope_shared.trust import MODELS
+from toprope_shared.revocation import may_follow
+from toprope_shared.secure_time import ISSUED
+from toprope_shared.trust import MODELS, ROLLOUTS
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +58,35 @@ class MetadataRepository(Repository):
         """Sign and store the next version of a role.
 
         Raises:
-            InputError: no key of this role is on this machine.
+            InputError: fewer keys of this role than its threshold are on this machine.
         """
-        md.signed.version += 1
-        md.signed.expires = self._now() + LIFETIMES.get(role, LIFETIME)
-        md.signatures.clear()
-        for key in self._keys_of(role, md):
+        self.bump(role, md)
+        delegator = self._delegator(role, md)
+        keys = keys_of(delegator, role)
+        for key in keys.values():
             signer = self._keyring.signer(role, key)
             if signer is not None:
                 md.sign(signer, append=True)
-        if not md.signatures:
-            raise InputError(f"no key of the role {role} is in {self._keyring.folder}; it signs on another machine")
+        found = delegator.get_verification_result(role, md.signed_bytes, md.signatures)
+        if not found.verified:
+            raise InputError(
+                f"{len(found.signed)} of the {found.threshold} keys that sign for the role {role} are in "
+                f"{self._keyring.folder}; it signs on another machine, see: toprope keys show"
+            )
         self._store(role, md.signed.version, md.to_bytes())
+
+    def bump(self, role: str, md: Metadata[Any]) -> None:
+        """Make metadata the unsigned next version, with its full life before it."""
+        md.signed.version += 1
+        md.signed.expires = self.now() + LIFETIMES.get(role, LIFETIME)
+        if role == Timestamp.type:
+            md.signed.unrecognized_fields[ISSUED] = int(self.now().timestamp())
+        md.signatures.clear()
 
     @property
     def targets_infos(self) -> dict[str, MetaFile]:
         """The versions of all targets roles, for the snapshot."""
-        roles = [Targets.type, *self._delegated()]
+        roles = [Targets.type, *self.delegated()]
         return {f"{role}.json": MetaFile(self.open(role).signed.version) for role in roles if self._newest(role)}
 
     @property
@@ -92,7 +111,7 @@ class MetadataRepository(Repository):
 
     def current(self) -> dict[str, int]:
         """Return the newest version of each role."""
-        roles = (Root.type, Targets.type, *self._delegated(), Snapshot.type, Timestamp.type)
+        roles = (Root.type, Targets.type, *self.delegated(), Snapshot.type, Timestamp.type)
         return {role: self.open(role).signed.version for role in roles}
 
     def put_target(self, role: str, path: str, data: bytes, custom: dict[str, int] | None = None) -> None:
@@ -100,16 +119,76 @@ class MetadataRepository(Repository):
         target = TargetFile.from_data(path, data, ["sha256"])
         if custom:
             target.unrecognized_fields["custom"] = custom
-        with self.edit_targets(role) as targets:
-            targets.targets[path] = target
-        self._seal()
+        with self._alone():
+            with self.edit_targets(role) as targets:
+                targets.targets[path] = target
+            self._seal()
 
     def accept_models(self, data: bytes) -> Targets:
         """Store the next version of the models role's metadata, signed elsewhere; see `check_models`."""
-        signed = self.check_models(data)
-        self._store(MODELS, signed.version, data)
-        self._seal()
+        with self._alone():
+            signed = self.check_models(data)
+            self._store(MODELS, signed.version, data)
+            self._seal()
         return signed
+
+    def draft(self, documents: Mapping[str, Metadata[Any]]) -> Draft:
+        """Return a draft of next versions, to be signed here or elsewhere."""
+        roots = range(1, self.root().version + 1)
+        return Draft(
+            schema=1,
+            words=(),
+            roots=tuple(self.read(Root.type, version).decode() for version in roots),
+            targets=self.read(Targets.type).decode(),
+            documents=tuple(Document(role, text(md), self.read(role).decode()) for role, md in documents.items()),
+        )
+
+    def apply(self, draft: Draft) -> tuple[str, ...]:
+        """Take in a signed draft, all of it or nothing, and seal it; what is in already is passed over.
+
+        Returns:
+            The roles that were taken in.
+
+        Raises:
+            InputError: a threshold is not met, a document is not the next version, or it adds or changes a release.
+        """
+        with self._alone():
+            fresh = [one for one in draft.documents if not self._holds(one)]
+            # Everything around the documents is taken from here, not from the draft.
+            mine = self.draft({one.role: parse(one.metadata, one.role) for one in fresh})
+            wanting = missing(mine)
+            if wanting:
+                raise InputError(
+                    f"nothing was changed: {'; '.join(wanting)}. Sign it with: toprope keys sign FILE --key KEY"
+                )
+            for one in fresh:
+                self._check_next(one)
+            # The root goes last: devices follow it by itself, the others only once they are sealed.
+            for one in sorted(fresh, key=lambda one: one.role == Root.type):
+                self._store(one.role, parse(one.metadata, one.role).signed.version, one.metadata.encode())
+            self._seal()
+        return tuple(one.role for one in fresh)
+
+    def _holds(self, document: Document) -> bool:
+        try:
+            version = parse(document.metadata, document.role).signed.version
+            return self.read(document.role, version) == document.metadata.encode()
+        except FileNotFoundError:
+            return False
+
+    def _check_next(self, document: Document) -> None:
+        role, new = document.role, parse(document.metadata, document.role).signed
+        old = self.open(role).signed
+        if role in LIFETIMES:
+            raise InputError(f"the {role} metadata is signed by the service itself, not from a draft")
+        if new.version != old.version + 1:
+            raise InputError(
+                f"version {new.version} of the {role} metadata was sent and {old.version + 1} comes next; prepare anew"
+            )
+        if new.is_expired(self.now()):
+            raise InputError(f"the {role} metadata in the draft has expired; prepare it anew")
+        if isinstance(new, Targets) and new.targets != old.targets:
+            raise InputError("releases are not taken in from here; use: toprope release submit FILE")
 
     def check_models(self, data: bytes) -> Targets:
         """Verify the next version of the models role's metadata.
@@ -135,41 +214,55 @@ class MetadataRepository(Repository):
             raise InputError(
                 f"version {new.version} of the models metadata was sent and {old.version + 1} comes next; sign the newest anew"
             )
-        if new.is_expired(self._now()):
+        if new.is_expired(self.now()):
             raise InputError("the models metadata has expired; sign it again")
-        changed = [path for path, target in old.targets.items() if new.targets.get(path) != target]
+        changed = [path for path, target in old.targets.items() if not may_follow(target, new.targets.get(path))]
         if changed:
             raise InputError(f"releases are immutable, and this metadata changes or drops {', '.join(changed)}")
 
     def renew(self) -> bool:
-        """Sign a new snapshot or timestamp where half of its life is over; say whether anything was signed."""
-        snapshot, _ = self.do_snapshot(force=self._is_old(Snapshot.type))
-        timestamp, _ = self.do_timestamp(force=self._is_old(Timestamp.type))
+        """Sign what is signed online anew where half of its life is over; say whether anything was signed.
+
+        The rollouts role counts too: a fleet that is left alone for a year must not go stale.
+        """
+        with self._alone():
+            if self._is_old(ROLLOUTS):
+                with self.edit_targets(ROLLOUTS):
+                    log.info("the rollouts metadata is signed anew before it expires")
+            snapshot, _ = self.do_snapshot(force=self._is_old(Snapshot.type))
+            timestamp, _ = self.do_timestamp(force=self._is_old(Timestamp.type))
         return snapshot or timestamp
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # The service and the key commands may work on this folder at the same time; a seal must not fall between two files.
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
     def _is_old(self, role: str) -> bool:
-        left: timedelta = self.open(role).signed.expires - self._now()
-        return left < LIFETIMES[role] / 2
+        left: timedelta = self.open(role).signed.expires - self.now()
+        return left < LIFETIMES.get(role, LIFETIME) / 2
 
     def _seal(self) -> None:
         self.do_snapshot()
         self.do_timestamp()
 
-    def _now(self) -> datetime:
+    def now(self) -> datetime:
+        """Return the time in whole seconds, as TUF writes it."""
         return datetime.fromtimestamp(int(self._clock.now()), UTC)
 
-    def _delegated(self) -> list[str]:
+    def delegated(self) -> list[str]:
+        """Return the roles that the targets role delegates to."""
         targets = self.targets()
         return list(targets.delegations.roles or {}) if targets.delegations else []
 
-    def _keys_of(self, role: str, md: Metadata[Any]) -> list[Any]:
-        root = md.signed if role == Root.type else self.root()
-        if role in root.roles:
-            return [root.keys[keyid] for keyid in root.roles[role].keyids]
-        delegations = self.targets().delegations
-        if delegations is None or role not in (delegations.roles or {}):
-            raise InputError(f"nobody delegates to a role {role}")
-        return [delegations.keys[keyid] for keyid in (delegations.roles or {})[role].keyids]
+    def _delegator(self, role: str, md: Metadata[Any]) -> Delegator:
+        root: Root = md.signed if role == Root.type else self.root()
+        return root if role in root.roles else self.targets()
 
     def _newest(self, role: str) -> Path | None:
         if role == Timestamp.type:

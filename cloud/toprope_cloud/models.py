@@ -54,10 +54,13 @@ class CloudModels:
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="infer")
 
     def refresh(self) -> None:
-        """Take in what the registry has signed since the last call. Blocks while it reads manifests."""
+        """Take in what was signed and drop what was revoked since the last call. Blocks while it reads manifests."""
+        revoked = self._registry.revoked()
+        for model, many in self._served.items():
+            self._served[model] = [one for one in many if one.manifest.path not in revoked]
         known = {one.manifest.path for many in self._served.values() for one in many}
         for manifest in self._registry.releases():
-            if manifest.path not in known:
+            if manifest.path not in known and manifest.path not in revoked:
                 served = self._choose(manifest)
                 if served:
                     self._served.setdefault(manifest.model, []).append(served)

@@ -12,8 +12,9 @@ from toprope_shared.clock import Clock
 from toprope_shared.errors import InputError, IntegrityError, NotFoundError
 from toprope_shared.manifest import Manifest, parse
 from toprope_shared.messages import DesiredRelease, Rollout, decode
+from toprope_shared.revocation import COUNTER, FLOOR, REVOKED, floors, revoked_because
 from toprope_shared.topics import check_level
-from toprope_shared.trust import COUNTER, MODELS, ROLLOUTS, counter_of
+from toprope_shared.trust import MODELS, ROLLOUTS, counter_of
 
 ACTIVATE_WITHIN_S = 30 * 24 * 3600
 
@@ -44,6 +45,8 @@ class Registry:
             manifest = self._whole(target.hashes.get("sha256", ""))
             if manifest.path != target.path or manifest.release_counter != counter_of(target):
                 raise InputError(f"the manifest of {target.path} names another release")
+            if {REVOKED, FLOOR} & set(target.custom or {}):
+                raise InputError(f"the release {target.path} is new and revoked at once; publish it first")
             newest = max((one.release_counter for one in self.releases(manifest.model)), default=0)
             if manifest.release_counter <= newest:
                 raise InputError(
@@ -74,6 +77,12 @@ class Registry:
         ]
         return sorted(manifests, key=lambda one: (one.model, one.release_counter))
 
+    def revoked(self) -> dict[str, str]:
+        """Return the manifest paths of the releases that were revoked, and why."""
+        signed = self.metadata.targets(MODELS).targets
+        least = floors(signed.values())
+        return {path: why for path, target in signed.items() if (why := revoked_because(target, least))}
+
     def rollout(self, channel: str) -> tuple[Rollout, bytes] | None:
         """Return a channel's rollout and its signed bytes; None when the channel has none."""
         target = self.metadata.targets(ROLLOUTS).targets.get(f"rollouts/{channel}.json")
@@ -91,11 +100,16 @@ class Registry:
 
         Raises:
             NotFoundError: no such signed release.
+            InputError: the release was revoked.
         """
         check_level(channel, "the channel")
-        target = self.metadata.targets(MODELS).targets.get(f"models/{model}/{version}/manifest.json")
+        signed = self.metadata.targets(MODELS).targets
+        target = signed.get(f"models/{model}/{version}/manifest.json")
         if target is None:
             raise NotFoundError(f"there is no signed release {model} {version}")
+        why = self.revoked().get(target.path)
+        if why is not None:
+            raise InputError(f"the release {model} {version} is not rolled out any more: {why}; choose another")
         release = DesiredRelease(model, version, counter_of(target), target.hashes["sha256"], target.length)
         current = self.rollout(channel)
         others = tuple(one for one in current[0].releases if one.model != model) if current else ()

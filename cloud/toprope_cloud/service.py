@@ -12,6 +12,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from toprope_cloud.api import build_app
+from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs, Limits
@@ -19,6 +20,7 @@ from toprope_cloud.keys import Keyring
 from toprope_cloud.layout import Layout
 from toprope_cloud.metadata import MetadataRepository
 from toprope_cloud.models import CloudModels
+from toprope_cloud.outlet import Counts
 from toprope_cloud.publisher import Publisher, listen_to_devices
 from toprope_cloud.registry import Registry
 from toprope_cloud.sender import Sender
@@ -27,6 +29,7 @@ from toprope_shared.clock import SystemClock
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import InputError
 from toprope_shared.link import Address, Link
+from toprope_shared.profiles import DEFAULT, find_profile
 from toprope_shared.serving.app import listen, serve
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
@@ -41,6 +44,10 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         host, port: where the HTTP doors listen.
         broker: the broker's addresses, separated by commas.
+        broker_profile: whose limits the sender keeps: aws-iot, azure, emqx, hivemq, nats or mosquitto.
+        sender_shards: which of the sixteen shards of NEED this process answers; empty is all.
+        broadcast_devices: how many must want an artifact at the same time before it is broadcast; 0 is never.
+        broadcast_rate: bytes a second of a broadcast when no device asks for less.
         topic_prefix: first levels of every topic.
         training_jobs: training jobs that run at the same time.
         training_hours: hours after which a training job is stopped.
@@ -51,6 +58,10 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = 8000
     broker: str = "mqtt://127.0.0.1:1883"
+    broker_profile: str = DEFAULT
+    sender_shards: tuple[int, ...] = ()
+    broadcast_devices: Annotated[int, msgspec.Meta(ge=0)] = 2
+    broadcast_rate: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
     topic_prefix: str = PREFIX
     training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
     training_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
@@ -92,13 +103,24 @@ async def run(settings: CloudSettings, home: Path) -> None:
                 publisher.changed()
 
             await on_change()
-            plane = DataPlane(models, metrics=Metrics(CollectorRegistry()))
-            app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change)
+            metrics = CollectorRegistry()
+            plane = DataPlane(models, metrics=Metrics(metrics))
+            knows = BrokerFiles(layout, topics).knows
+            app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change, knows)
+            sender = Sender(
+                link,
+                topics,
+                registry.blobs,
+                profile=find_profile(settings.broker_profile),
+                shards=settings.sender_shards,
+                schedule=Schedule(settings.broadcast_devices, rate=settings.broadcast_rate),
+                counts=Counts(metrics),
+            )
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(serve(app, sock), name="http"),
                     group.create_task(publisher.run(), name="publisher"),
-                    group.create_task(Sender(link, topics, registry.blobs).run(), name="sender"),
+                    group.create_task(sender.run(), name="sender"),
                     group.create_task(listen_to_devices(link, topics, fleet), name="devices"),
                     group.create_task(jobs.run(), name="jobs"),
                 ]

@@ -10,9 +10,15 @@ from rich.table import Table
 
 def fleet_table(devices: list[dict[str, Any]]) -> Table:
     """Return one row for each device and model."""
-    table = Table("device", "online", "channel", "engines", "model", "version", "variant", "runtime", "update")
+    table = Table("device", "online", "trust", "channel", "engines", "model", "version", "variant", "runtime", "update")
     for one in devices:
-        head = (one["device"], "yes" if one["online"] else "no", one["channel"], ", ".join(one["engines"]))
+        head = (
+            one["device"],
+            "yes" if one["online"] else "no",
+            one.get("trust", ""),
+            one["channel"],
+            ", ".join(one["engines"]),
+        )
         for model in one["models"] or [None]:
             rest = [model[name] for name in ("model", "version", "variant", "runtime", "state")] if model else ["–"] * 5
             table.add_row(*head, *rest)

@@ -6,7 +6,6 @@ What is on disk answers before any network is up; everything that needs the brok
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import signal
 import socket
@@ -14,78 +13,40 @@ import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import msgspec
 from prometheus_client import CollectorRegistry
+from tuf.api.metadata import TargetFile
 
 from toprope_edge.breaker import Breaker
 from toprope_edge.catalogue import SignedCatalogue
 from toprope_edge.cloud_client import CloudClient
 from toprope_edge.download import Downloader
+from toprope_edge.http_road import HttpRoad
 from toprope_edge.journal import Journal
-from toprope_edge.metadata import MqttSource
+from toprope_edge.metadata import HttpSource, MqttSource
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
+from toprope_edge.settings import NONE, EdgeSettings, Enrolment, lock_state, read_enrolment, state_folder
+from toprope_edge.transfer import Transfers
+from toprope_edge.trust_keeper import TrustKeeper
 from toprope_edge.update import Probation, UpdateRunner
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.engines import Engine, find_engines
-from toprope_shared.errors import InputError, LinkError, TrustError
+from toprope_shared.errors import InputError, IntegrityError, LinkError, TrustError
 from toprope_shared.link import Address, Link, Will
+from toprope_shared.manifest import Artifact
 from toprope_shared.messages import Ack, DesiredRelease, DeviceState, Rollout, RunningModel, decode, encode
+from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import build_app, listen, serve
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
-from toprope_shared.topics import PREFIX, Topics
+from toprope_shared.topics import Topics
 from toprope_shared.trust import TrustClient, Verdict, verify_target
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 600.0
 RETRY_S = 5.0
-NONE = "none"
-
-
-class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The table [edge] of toprope.toml.
-
-    Attributes:
-        device: the name that this device was enrolled with.
-        host, port: where the local doors listen.
-        engines: engines to use; empty is all that are installed, `none` is none.
-        models: models of the channel to hold; empty is all.
-        broker: the broker's addresses, separated by commas.
-        cloud: where requests fall back to; `none` is nowhere.
-        channel: whose rollout this device follows.
-        enrolment: folder with credentials.json and root.json; empty is devices/<device> below TOPROPE_HOME.
-        state: folder of everything that the agent writes; empty is `state` in the enrolment.
-        probation_calls, probation_seconds: when a new model is kept: after so many calls, or so many seconds.
-        threads: engine threads in one call.
-    """
-
-    device: str
-    host: str = "127.0.0.1"
-    port: int = 8501
-    engines: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    broker: str = "mqtt://127.0.0.1:1883"
-    cloud: str = "http://127.0.0.1:8000"
-    channel: str = "stable"
-    enrolment: str = ""
-    state: str = ""
-    probation_calls: int = 20
-    probation_seconds: float = 60.0
-    threads: int = 1
-    topic_prefix: str = PREFIX
-    log_level: str = "info"
-
-
-class Enrolment(msgspec.Struct, frozen=True):
-    """The credentials that `toprope keys enroll` made."""
-
-    device: str
-    username: str
-    password: str
-    client_id: str
 
 
 async def run(settings: EdgeSettings, home: Path) -> None:
@@ -94,36 +55,15 @@ async def run(settings: EdgeSettings, home: Path) -> None:
     Raises:
         InputError: the device is not enrolled, the port is taken, or another agent runs on the same state.
     """
-    folder = Path(settings.enrolment) if settings.enrolment else home / "devices" / settings.device
-    credentials, root = _enrolment(folder, settings.device)
-    state = Path(settings.state) if settings.state else folder / "state"
+    credentials, root = read_enrolment(settings, home)
+    state = state_folder(settings, home)
     sock = listen(settings.host, settings.port)
     async with AsyncExitStack() as stack:
-        _lock(state, stack)
+        lock_state(state, stack)
         journal = Journal(state / "journal.sqlite")
         stack.callback(journal.close)
         agent = Agent(settings, credentials, root, state, journal)
         await agent.run(sock, stack)
-
-
-def _enrolment(folder: Path, device: str) -> tuple[Enrolment, bytes]:
-    try:
-        credentials = decode(Enrolment, (folder / "credentials.json").read_bytes())
-        root = (folder / "root.json").read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{device} is not enrolled ({error}); run where the keys are: toprope keys enroll {device}"
-        ) from error
-    return credentials, root
-
-
-def _lock(state: Path, stack: AsyncExitStack) -> None:
-    state.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((state / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise InputError(f"another agent runs on {state}; give this one its own --state") from error
 
 
 class Agent:
@@ -147,14 +87,24 @@ class Agent:
             password=credentials.password,
             will=will,
         )
-        source = MqttSource(self._link, self._topics, asyncio.get_running_loop())
-        self._trust = TrustClient(state / "trust", root, source, settings.channel)
-        self._fetcher = Downloader(self._link, self._topics, device, self._blobs, state / "partial")
+        self._registry = CollectorRegistry()
+        http = None if settings.cloud == NONE else HttpRoad(settings.cloud, credentials.username, credentials.password)
+        self._fetcher = Downloader(
+            self._link,
+            self._topics,
+            device,
+            self._blobs,
+            state / "partial",
+            http=http,
+            counters=Transfers(self._registry),
+            max_rate=settings.max_rate or find_profile(settings.broker_profile).bytes_per_s,
+        )
         self._runtime = Runtime(self._engines, self._blobs, threads=settings.threads, clock=self._clock)
         self._url = ""
         self._told = 0
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
+        self._trust, self._keeper = self._make_trust(state / "trust", root)
         probation = Probation(calls=settings.probation_calls, seconds=settings.probation_seconds)
         self._updates = UpdateRunner(
             journal,
@@ -162,11 +112,29 @@ class Agent:
             self._fetcher,
             self._runtime,
             self._engines,
-            clock=self._clock,
+            clock=self._keeper.clock,
             require=self._require,
             changed=self._changed.set,
             probation=probation,
         )
+
+    def _make_trust(self, folder: Path, root: bytes) -> tuple[TrustClient, TrustKeeper]:
+        settings = self._settings
+        mqtt = MqttSource(self._link, self._topics, asyncio.get_running_loop())
+        http = None if settings.cloud == NONE else HttpSource(f"{settings.cloud.rstrip('/')}/trust/")
+        trust = TrustClient(folder, root, mqtt, settings.channel, clock=self._clock)
+        keeper = TrustKeeper(
+            trust,
+            self._journal,
+            self._link,
+            mqtt,
+            http,
+            clock=self._clock,
+            stale_after=settings.stale_after,
+            http_after=settings.http_after,
+            changed=self._changed.set,
+        )
+        return trust, keeper
 
     def _require(self, release: DesiredRelease) -> None:
         self._trust.require(release.model, release.version, release.manifest_sha256)
@@ -175,13 +143,14 @@ class Agent:
         """Open what is on disk, then serve and follow the channel until a signal comes."""
         await stack.enter_async_context(self._runtime)
         await self._updates.restore()
+        await self._keeper.recall()
         cloud = None
         if self._settings.cloud != NONE:
             breaker = Breaker(self._clock)
             cloud = await stack.enter_async_context(CloudClient(self._settings.cloud, breaker, clock=self._clock))
         catalogue = SignedCatalogue(self._trust, self._blobs, self._fetcher)
         router = Router(self._runtime, catalogue, cloud, clock=self._clock)
-        plane = DataPlane(router, metrics=Metrics(CollectorRegistry()), clock=self._clock)
+        plane = DataPlane(router, metrics=Metrics(self._registry), clock=self._clock)
         stop = _stop_on_signals()
         self._url = "http://{}:{}".format(*sock.getsockname()[:2])
         await stack.enter_async_context(self._link)
@@ -213,14 +182,17 @@ class Agent:
 
     async def _follow(self) -> None:
         """Refresh trust and follow the channel whenever there may be something new."""
-        wait_s = REFRESH_S
+        wait_s = RETRY_S
         while True:
             try:
                 async with asyncio.timeout(wait_s):  # wait_for of Python 3.11 can lose a cancellation
                     await self._look.wait()
             except TimeoutError:
                 log.debug("looking by the clock")
-            await self._link.wait_connected()
+            try:
+                await self._link.wait_connected(RETRY_S)
+            except LinkError:
+                log.debug("looking without the broker")
             self._look.clear()
             try:
                 wait_s = REFRESH_S if await self._look_once() else RETRY_S
@@ -230,27 +202,52 @@ class Agent:
 
     async def _look_once(self) -> bool:
         """Return whether everything was done that can be done now."""
-        refreshed = await asyncio.to_thread(self._trust.refresh)
-        if refreshed.verdict is not Verdict.FRESH:
-            level = logging.ERROR if refreshed.verdict is Verdict.ATTACK else logging.WARNING
-            log.log(level, "trust is %s: %s", refreshed.verdict, refreshed.reason)
+        verdict = await self._keeper.refresh()
+        if verdict is Verdict.ATTACK or not self._trust.known:
             return False
         try:
             rollout = await self._rollout()
-        except (LinkError, TrustError, InputError) as error:
-            log.warning("the rollout of %s can't be followed now: %s", self._settings.channel, error)
+        except (LinkError, TrustError, InputError, IntegrityError) as error:
+            level = logging.WARNING if self._link.connected else logging.DEBUG
+            log.log(level, "the rollout of %s can't be followed now: %s", self._settings.channel, error)
             return False
-        if rollout is not None:
+        fresh = verdict is Verdict.FRESH
+        if rollout is not None and (fresh or self._still_authorised(rollout)):
             await self._updates.follow(rollout, self._settings.models or None)
-        return not self._updates.waiting
+        return fresh and not self._updates.waiting
+
+    def _still_authorised(self, rollout: Rollout) -> bool:
+        """Say whether a rollout that was FRESH once may still be finished, so that a month-long download can end."""
+        moment = self._keeper.look()
+        return moment.known and moment.at <= rollout.activate_before
 
     async def _rollout(self) -> Rollout | None:
+        """Return the verified rollout: from disk, else from the broker, else from the cloud."""
         target = self._trust.rollout
         if target is None:
             return None
-        data = await self._link.retained(self._topics.rollout(self._settings.channel))
+        try:
+            data = self._blobs.read(target.hashes["sha256"])
+        except IntegrityError:  # it is not here, or not whole
+            self._blobs.path(target.hashes["sha256"]).unlink(missing_ok=True)
+            data = await self._fetch_rollout(target)
         verify_target(target, data)
-        return decode(Rollout, data)
+        rollout = decode(Rollout, data)
+        self._keeper.require_not_older(rollout)
+        self._blobs.put(data)
+        return rollout
+
+    async def _fetch_rollout(self, target: TargetFile) -> bytes:
+        try:
+            if self._link.connected:
+                return await self._link.retained(self._topics.rollout(self._settings.channel))
+        except LinkError as error:
+            log.info("the broker does not give the rollout, so it is fetched like any file: %s", error)
+        fresh = self._keeper.last is not None and self._keeper.last.verdict is Verdict.FRESH
+        if not self._link.connected and not fresh:  # no road has answered just now: trying would only take its time
+            raise LinkError("there is no connection to the broker, and the rollout is not on this device")
+        path = await self._fetcher.fetch(Artifact(target.hashes["sha256"], target.length))
+        return await asyncio.to_thread(path.read_bytes)
 
     async def _tell(self) -> None:
         """Publish state and unacknowledged reports whenever something changed."""
@@ -276,6 +273,8 @@ class Agent:
             models=tuple(self._running()),
             url=self._url,
             at=int(self._clock.now()),
+            trust=self._keeper.last.verdict if self._keeper.last else "",
+            trust_reason=self._keeper.last.reason if self._keeper.last else "",
         )
 
     def _running(self) -> list[RunningModel]:

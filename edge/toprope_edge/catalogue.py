@@ -23,7 +23,7 @@ class SignedCatalogue:
         if not self._trust.known:
             raise LinkError("this device has not heard of the cloud since it started")
         for release in reversed(self._trust.releases(model)):
-            if version in (None, release.version, str(release.release_counter)):
+            if not release.withdrawn and version in (None, release.version, str(release.release_counter)):
                 digest = release.sha256
                 if digest not in self._manifests:
                     await self._fetcher.fetch(Artifact(digest, release.length))

@@ -1,4 +1,4 @@
-"""The edge's subcommand: `toprope edge run`. Heavy imports stand inside the command."""
+"""The edge's subcommands: `toprope edge run` and `toprope edge trust`. Heavy imports stand inside the command."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def run(
 ) -> None:
     """Fetch, verify, try out and run models, and answer on a local URL until stopped."""
     from toprope_edge import agent
+    from toprope_edge.settings import EdgeSettings
     from toprope_shared.cli import setup_logging
     from toprope_shared.serving import app as serving
     from toprope_shared.settings import home, load
@@ -52,6 +53,33 @@ def run(
         "probation_seconds": probation_seconds,
         "log_level": log_level,
     }
-    settings = load(agent.EdgeSettings, "edge", flags, file=settings_file)
+    settings = load(EdgeSettings, "edge", flags, file=settings_file)
     setup_logging(settings.log_level)
     serving.run(agent.run(settings, home()))
+
+
+@app.command("trust")
+def trust(
+    source: Path = typer.Option(..., "--from", help="Folder with the metadata, or with trust/ and blobs/."),
+    device: str = typer.Option(None, help="The name that this device was enrolled with."),
+    channel: str = typer.Option(None, help="The channel to follow; stable by default."),
+    enrolment: str = typer.Option(None, help="Folder that `toprope keys enroll` made."),
+    state: str = typer.Option(None, help="Folder of everything that the agent writes."),
+    settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
+) -> None:
+    """Take trust metadata and what it names from a folder, for a device without a network; its agent must not run."""
+    from toprope_edge import offline
+    from toprope_edge.settings import EdgeSettings
+    from toprope_shared.cli import setup_logging
+    from toprope_shared.settings import home, load
+
+    flags = {"device": device, "channel": channel, "enrolment": enrolment, "state": state}
+    settings = load(EdgeSettings, "edge", flags, file=settings_file)
+    setup_logging(settings.log_level)
+    taken = offline.take(settings, home(), source)
+    typer.echo(f"{settings.device} trusts the metadata in {source}: {taken.releases} signed releases")
+    if taken.rollout is None:
+        typer.echo(f"there is no rollout of {settings.channel} in it")
+    else:
+        missing = f"; {taken.missing} are missing and will be fetched" if taken.missing else ""
+        typer.echo(f"rollout {taken.rollout} of {settings.channel}: {taken.blobs} files are here{missing}")

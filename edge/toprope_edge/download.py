@@ -1,38 +1,38 @@
-"""Fetches artifacts by digest over MQTT: windowed, resumable, bounded in memory.
+"""Fetches artifacts by digest: over MQTT, and over HTTP when MQTT brings nothing; resumable, bounded in memory.
 
-The device asks for the chunks that it misses (NEED) and checks each against the signed chunk manifest before it is written.
-The partial file is its own bitmap: after a restart every chunk in it is hashed again, so nothing has to be believed.
+Every chunk is checked against the signed chunk manifest before it is written, whichever road it came; the whole file's
+digest is checked before the artifact gets its name.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
+from toprope_edge.http_road import HttpRoad
+from toprope_edge.partial import Checked, Memory, Target, chunks_in, partial_file
+from toprope_edge.pull import Fetch, Pull
+from toprope_edge.transfer import Progress, Transfers
+from toprope_edge.window import FIRST_TIMEOUT_S
 from toprope_shared.blobs import Blobs
-from toprope_shared.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, ChunkManifest, Data, Need, count_chunks
+from toprope_shared.chunks import CHUNK_BYTES, ChunkManifest, count_chunks
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.digest import sha256, sha256_file
 from toprope_shared.errors import InputError, IntegrityError, LinkError
-from toprope_shared.link import Link, Subscription
+from toprope_shared.link import Link
 from toprope_shared.manifest import Artifact
 from toprope_shared.topics import Topics
 
 log = logging.getLogger(__name__)
 
-FIRST_WINDOW, LEAST_WINDOW, MOST_WINDOW = 16, 4, 32
-FIRST_TIMEOUT_S, LONGEST_TIMEOUT_S = 1.0, 60.0
-FRUITLESS_TIMEOUTS = 8
-SYNC_BYTES = 4 << 20
-SHARD = 0
-
-Progress = Callable[[int, int], None]
+PATIENCE = 8
+SWITCH_AFTER = 3
+HTTP_FIRST_S = 600.0
+MAX_UNCHUNKED_BYTES = 32 << 20
 
 
 class Fetcher(Protocol):
@@ -44,20 +44,19 @@ class Fetcher(Protocol):
         Raises:
             LinkError: nothing came for too long; what came is kept for the next try.
             IntegrityError: what came is not what was signed.
+            OSError: the disk does not take it; what it took is kept for the next try.
         """
 
 
-class _Target(Protocol):
-    """Takes chunks in."""
-
-    def write(self, index: int, chunk: bytes) -> bool: ...
-
-
 class Downloader:
-    """Pulls artifacts from the cloud, one at a time.
+    """Brings artifacts from the cloud, one at a time.
 
     Args:
         partial: folder of unfinished files, on the blobs' file system.
+        http: the second road; None for none.
+        counters: what the agent shows.
+        max_rate: bytes a second that this device wants at most; 0 is no limit.
+        first_timeout_s: seconds that a window waits beyond its round trips.
     """
 
     def __init__(
@@ -68,6 +67,10 @@ class Downloader:
         blobs: Blobs,
         partial: Path,
         *,
+        http: HttpRoad | None = None,
+        counters: Transfers | None = None,
+        max_rate: int = 0,
+        first_timeout_s: float = FIRST_TIMEOUT_S,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -76,31 +79,41 @@ class Downloader:
         self._device = device
         self._blobs = blobs
         self._partial = partial
+        self._http = http
+        self._max_rate = max_rate
+        self._first_timeout_s = first_timeout_s
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter and session numbers, no secrets
         self._one_at_a_time = asyncio.Lock()
+        self._http_first_until = 0.0
+        self.counters = counters or Transfers()
+        self.progress: Progress | None = None
         partial.mkdir(parents=True, exist_ok=True)
 
     async def fetch(self, artifact: Artifact) -> Path:
         """Return where the verified bytes stand; see `Fetcher.fetch`."""
         path = self._blobs.path(artifact.sha256)
         async with self._one_at_a_time:
-            if await asyncio.to_thread(self._is_here, artifact.sha256):
-                return path
-            if artifact.chunks is None:
-                self._blobs.put(await self._small(artifact.sha256, artifact.length))
-            else:
-                table = await self._table(artifact)
-                await self._big(artifact.sha256, table)
+            try:
+                if await asyncio.to_thread(self._is_here, artifact.sha256):
+                    return path
+                if artifact.chunks is None:
+                    data = await self._small(artifact.sha256, artifact.length)
+                    await asyncio.to_thread(self._blobs.put, data)
+                else:
+                    await self._big(artifact.sha256, await self._table(artifact))
+            finally:
+                self.progress = None
         return path
 
     def _is_here(self, digest: str) -> bool:
-        try:
-            self._blobs.read(digest)
-        except IntegrityError:
-            self._blobs.path(digest).unlink(missing_ok=True)
+        path = self._blobs.path(digest)
+        if not path.is_file():
             return False
-        return True
+        if sha256_file(path) == digest:
+            return True
+        path.unlink()
+        return False
 
     async def _table(self, artifact: Artifact) -> ChunkManifest:
         assert artifact.chunks is not None  # noqa: S101 - the caller has just looked
@@ -114,9 +127,11 @@ class Downloader:
         return table
 
     async def _small(self, digest: str, length: int) -> bytes:
-        memory = _Memory(length)
-        await self._pull(digest, CHUNK_BYTES, set(range(count_chunks(length, CHUNK_BYTES))), memory)
-        data = memory.data()
+        if length > MAX_UNCHUNKED_BYTES:
+            raise IntegrityError(f"{digest[:12]}… has {length} bytes and no chunk manifest")
+        memory = Memory(length)
+        await self._bring(digest, set(range(count_chunks(length, CHUNK_BYTES))), memory)
+        data = bytes(memory.data)
         if sha256(data) != digest:
             # Not the release's fault: a forged or damaged chunk must not refuse it for good.
             raise LinkError(f"what came for {digest[:12]}… has another digest; it is asked for again later")
@@ -124,155 +139,61 @@ class Downloader:
 
     async def _big(self, digest: str, table: ChunkManifest) -> None:
         path = self._partial / f"{digest}.part"
-        file = await asyncio.to_thread(_open_partial, path, table.length)
-        try:
-            have = await asyncio.to_thread(_chunks_in, file, table)
+        async with partial_file(path, table.length) as file:
+            have = await asyncio.to_thread(chunks_in, file, table)
             if have:
                 log.info("%s… resumes with %d of %d chunks", digest[:12], len(have), table.count)
-            await self._pull(digest, table.chunk_bytes, set(range(table.count)) - have, _Checked(file, table))
-            os.fsync(file.fileno())
+            await self._bring(digest, set(range(table.count)) - have, Checked(file, table))
+            await asyncio.to_thread(os.fsync, file.fileno())
             whole = await asyncio.to_thread(sha256_file, path)
-        finally:
-            file.close()
         if whole != digest:
             path.unlink()
             raise IntegrityError(f"the artifact {digest[:12]}… does not have its digest though all chunks do")
         self._blobs.adopt(path, digest)
 
-    async def _pull(self, digest: str, chunk_bytes: int, missing: set[int], target: _Target) -> None:
+    async def _bring(self, digest: str, missing: set[int], target: Target) -> None:
+        """Bring the missing chunks by the first road that works: MQTT, HTTP, then MQTT with all its patience."""
         if not missing:
             return
-        async with self._link.subscribe(self._topics.chunks(self._device), qos=0, limit=4 * MOST_WINDOW) as data:
-            pull = _Pull(self._link, self._topics.need(SHARD, self._device), digest, chunk_bytes, missing, target)
-            await pull.run(data, self._clock, self._rng)
-
-
-class _Pull:
-    """One fetch: what is missing, what was asked for, and how fast it comes."""
-
-    def __init__(self, link: Link, topic: str, digest: str, chunk_bytes: int, missing: set[int], target: _Target) -> None:
-        self._link = link
-        self._topic = topic
-        self._sha256 = bytes.fromhex(digest)
-        self._chunk_bytes = chunk_bytes
-        self._missing = missing
-        self._target = target
-        self._total = len(missing)
-        self._asked: dict[int, float] = {}
-        self._window = FIRST_WINDOW
-        self._round_trip_s = 0.0
-        self._session = 0
-        self._nonce = 0
-
-    async def run(self, data: Subscription, clock: Clock, rng: random.Random) -> None:
-        """Ask and take until nothing is missing."""
-        self._session = rng.getrandbits(64)
-        fruitless, told = 0, clock.steady()
-        while self._missing:
-            if len(self._asked) <= self._window // 2:
-                await self._ask(clock.steady())
+        fetch = Fetch(digest, missing, target, self.counters, clock=self._clock, tell=self._tell)
+        if self._http is None:
+            await self._pull(fetch, PATIENCE)
+            return
+        if self._clock.steady() >= self._http_first_until:
             try:
-                async with asyncio.timeout(self._timeout_s(fruitless, rng)):
-                    message = await data.get()
-            except TimeoutError:
-                fruitless += 1
-                if fruitless > FRUITLESS_TIMEOUTS:
-                    raise LinkError(f"nothing came of {self._sha256.hex()[:12]}… after {fruitless} questions") from None
-                self._window = max(LEAST_WINDOW, self._window // 2)
-                self._asked.clear()
-                continue
-            if self._take(message.payload, clock.steady()):
-                fruitless = 0
-            if clock.steady() - told >= 1.0:
-                told = clock.steady()
-                log.info("%s…: %d of %d chunks", self._sha256.hex()[:12], self._total - len(self._missing), self._total)
-
-    def _timeout_s(self, fruitless: int, rng: random.Random) -> float:
-        base = 4 * self._round_trip_s + FIRST_TIMEOUT_S
-        if not fruitless:
-            return base
-        return base + rng.random() * float(min(base * 2**fruitless, LONGEST_TIMEOUT_S))
-
-    async def _ask(self, now: float) -> None:
-        """Ask for the next chunks up to the window; a link that is down is asked again by the timer."""
-        wanted = sorted(self._missing - self._asked.keys())[: self._window - len(self._asked)]
-        wanted = [index for index in wanted if index - wanted[0] < 1 << 16]
-        if not wanted:
-            return
-        self._nonce += 1
-        need = Need(self._session, self._sha256, self._chunk_bytes, tuple(wanted), nonce=self._nonce)
+                await self._pull(fetch, SWITCH_AFTER)
+                return
+            except LinkError as error:
+                log.warning("%s; trying HTTP", error)
         try:
-            await self._link.publish(self._topic, need.encode(), qos=0)
-        except LinkError:
-            return
-        self._asked.update(dict.fromkeys(wanted, now))
+            await self._http.fetch(fetch)
+        except LinkError as error:
+            log.warning("%s; trying MQTT again", error)
+            self._http_first_until = 0.0
+            await self._pull(fetch, PATIENCE - SWITCH_AFTER)
+        else:
+            self._switched()
 
-    def _take(self, payload: bytes, now: float) -> bool:
-        """Take a message in when it is a chunk that this fetch misses; everything else is passed over."""
-        try:
-            data = Data.parse(payload)
-        except InputError as error:
-            log.warning("passed over: %s", error)
-            return False
-        ours = data.session == self._session and data.artifact == self._sha256[:8] and data.index in self._missing
-        if not ours or not self._target.write(data.index, data.chunk):
-            return False
-        self._missing.discard(data.index)
-        asked = self._asked.pop(data.index, None)
-        if asked is not None:
-            sample = now - asked
-            self._round_trip_s = sample if not self._round_trip_s else 0.875 * self._round_trip_s + 0.125 * sample
-        if not self._asked:
-            self._window = min(MOST_WINDOW, self._window + 1)
-        return True
+    async def _pull(self, fetch: Fetch, patience: int) -> None:
+        pull = Pull(
+            self._link,
+            self._topics,
+            self._device,
+            fetch,
+            rng=self._rng,
+            max_rate=self._max_rate,
+            first_timeout_s=self._first_timeout_s,
+        )
+        await pull.run(patience)
 
+    def _switched(self) -> None:
+        """Note that HTTP worked where MQTT did not; for a while it is asked first."""
+        now = self._clock.steady()
+        if now >= self._http_first_until:
+            self.counters.switched()
+            self._http_first_until = now + HTTP_FIRST_S
+            log.warning("MQTT brings no chunks; for the next %g minutes they come over HTTP", HTTP_FIRST_S / 60)
 
-class _Memory:
-    """Small bytes without a chunk manifest; checked as a whole when complete."""
-
-    def __init__(self, length: int) -> None:
-        self._buffer = io.BytesIO(bytes(length))
-        self._length = length
-
-    def write(self, index: int, chunk: bytes) -> bool:
-        if len(chunk) != min(CHUNK_BYTES, self._length - index * CHUNK_BYTES) or len(chunk) > MAX_CHUNK_BYTES:
-            return False
-        self._buffer.seek(index * CHUNK_BYTES)
-        self._buffer.write(chunk)
-        return True
-
-    def data(self) -> bytes:
-        return self._buffer.getvalue()
-
-
-class _Checked:
-    """A file whose chunks are checked before they are written."""
-
-    def __init__(self, file: BinaryIO, table: ChunkManifest) -> None:
-        self._file = file
-        self._table = table
-        self._unsynced = 0
-
-    def write(self, index: int, chunk: bytes) -> bool:
-        if not self._table.holds(index, chunk):
-            log.warning("chunk %d is not what was signed; it is asked for again", index)
-            return False
-        os.pwrite(self._file.fileno(), chunk, index * self._table.chunk_bytes)
-        self._unsynced += len(chunk)
-        if self._unsynced >= SYNC_BYTES:
-            os.fdatasync(self._file.fileno())
-            self._unsynced = 0
-        return True
-
-
-def _open_partial(path: Path, length: int) -> BinaryIO:
-    file = path.open("r+b" if path.exists() else "w+b")
-    if length:
-        os.posix_fallocate(file.fileno(), 0, length)
-    file.truncate(length)
-    return file
-
-
-def _chunks_in(file: BinaryIO, table: ChunkManifest) -> set[int]:
-    file.seek(0)
-    return {index for index in range(table.count) if table.holds(index, file.read(table.size(index)))}
+    def _tell(self, progress: Progress) -> None:
+        self.progress = progress
+        log.info("%s", progress)

@@ -1,5 +1,6 @@
 """What survives power loss: updates, slots, floors, refusals and unacknowledged reports, in one SQLite file.
 
+Floors stand here and not beside the metadata, so that they survive a wipe of it.
 WAL with `synchronous=FULL`, one transaction a transition. The life of an update is the table `LIFE`, not code.
 """
 
@@ -14,6 +15,7 @@ import msgspec
 
 from toprope_shared.errors import DeviceError
 from toprope_shared.messages import DesiredRelease, Report
+from toprope_shared.trusted import Floor, Floors
 
 MAX_TRANSITIONS = 28
 
@@ -92,6 +94,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS updates (model TEXT PRIMARY KEY, release BLOB, state TEXT, attempts INT, transitions INT);
 CREATE TABLE IF NOT EXISTS slots (model TEXT, slot TEXT, manifest TEXT, variant TEXT, engine TEXT, PRIMARY KEY (model, slot));
 CREATE TABLE IF NOT EXISTS floors (model TEXT PRIMARY KEY, counter INT);
+CREATE TABLE IF NOT EXISTS trust_floors (name TEXT PRIMARY KEY, value INT, keys TEXT);
 CREATE TABLE IF NOT EXISTS refused (manifest TEXT PRIMARY KEY, why TEXT);
 CREATE TABLE IF NOT EXISTS reports (number INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INT);
@@ -219,6 +222,27 @@ class Journal:
         row = self._db.execute("SELECT counter FROM floors WHERE model = ?", (model,)).fetchone()
         return int(row[0]) if row else 0
 
+    def trust_floors(self) -> dict[str, Floor]:
+        """Return the lowest versions and times of signed metadata and rollouts that are still accepted."""
+        rows = self._db.execute("SELECT name, value, keys FROM trust_floors")
+        return {name: Floor(value, keys) for name, value, keys in rows}
+
+    def keep_trust_floors(self, floors: Floors) -> None:
+        """Replace these floors, all or none; others stay."""
+        rows = [(name, floor.value, floor.keys) for name, floor in floors.items()]
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO trust_floors VALUES (?, ?, ?)", rows)
+
+    def noted(self, name: str) -> int | None:
+        """Return a number that was noted down."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return int(row[0]) if row else None
+
+    def note(self, name: str, value: int) -> None:
+        """Note a number down."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
     def refusal(self, manifest_sha256: str) -> str | None:
         """Return why a manifest is not tried again; None where it may be."""
         row = self._db.execute("SELECT why FROM refused WHERE manifest = ?", (manifest_sha256,)).fetchone()
@@ -229,6 +253,10 @@ class Journal:
         with self._db:
             self._db.execute("BEGIN")
             self._report(release, state, at, code, text)
+
+    def alarm(self, state: str, at: int, code: str, text: str) -> None:
+        """Keep a report that is about the device and no release."""
+        self._keep(Report(number=0, at=at, model="", version="", state=state, code=code, text=text))
 
     def reports(self, limit: int = 50) -> list[Report]:
         """Return the oldest reports that the cloud has not acknowledged."""
@@ -250,5 +278,7 @@ class Journal:
         self._db.execute("UPDATE slots SET slot = 'current' WHERE model = ? AND slot = 'previous'", (model,))
 
     def _report(self, release: DesiredRelease, state: str, at: int, code: str, text: str) -> None:
-        body = Report(number=0, at=at, model=release.model, version=release.version, state=state, code=code, text=text)
-        self._db.execute("INSERT INTO reports (body) VALUES (?)", (msgspec.json.encode(body),))
+        self._keep(Report(0, at, release.model, release.version, state, code, text))
+
+    def _keep(self, report: Report) -> None:
+        self._db.execute("INSERT INTO reports (body) VALUES (?)", (msgspec.json.encode(report),))

@@ -151,7 +151,7 @@ class UpdateRunner:
         update = self._journal.update(release.model)
         if update is None or LIFE[update.state].after_power_loss is None:
             return
-        if rollout.paused and update.state is State.PROBED:
+        if update.state is State.PROBED and self._not_now(rollout):
             return  # ready to be activated; the rollout's next version says when
         try:
             if update.state is State.PROBATION:
@@ -185,13 +185,19 @@ class UpdateRunner:
         chosen, result = await self._probe(manifest, candidates)
         text = f"{chosen.name} on {result.runtime}: {result.latency_us:.1f} µs, off by {result.error_ppm} ppm"
         self._enter(release, State.PROBED, text=text)
-        if rollout.paused:
-            log.info("%s %s is ready and waits, because the rollout is paused", release.model, release.version)
+        reason = self._not_now(rollout)
+        if reason:
+            log.warning("%s %s is ready and waits, because %s", release.model, release.version, reason)
             return
-        if rollout.activate_before < self._clock.now():
-            raise TrustError("the rollout's time to activate is over")
+        self._require(release)  # it may have been withdrawn while it was fetched
         self._enter(release, State.ARMED)
         await self._activate(release, manifest, chosen, result.engine)
+
+    def _not_now(self, rollout: Rollout) -> str:
+        """Return why nothing is activated now; "" when it may be. Neither reason is the release's fault."""
+        if rollout.paused:
+            return "the rollout is paused"
+        return "the rollout's time to activate is over" if rollout.activate_before < self._clock.now() else ""
 
     def _delta(self, variant: Variant) -> Delta | None:
         """Return the shortest delta whose base is here; None when the file itself is here or no delta starts from here."""

@@ -1,6 +1,7 @@
-"""The transfer's values: chunk manifest, bitmap, DATA and NEED. Pure: no disk, no network, no clock.
+"""The transfer's values: chunk manifest, bitmap, DATA, NEED and ANNOUNCE. Pure: no disk, no network, no clock.
 
-The device asks for what it misses (NEED, a bitmap); the cloud sends it (DATA, one chunk each). Integers are big-endian.
+The device asks for what it misses (NEED, a bitmap); the cloud sends it (DATA, one chunk each), and says so beforehand when
+it sends to many at once (ANNOUNCE). Integers are big-endian.
 Every chunk of a big artifact is held against the chunk manifest before it is written; what is small enough to be sent
 without one is held against its own digest when it is complete.
 """
@@ -12,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import BinaryIO
 
 from toprope_shared.errors import InputError
@@ -20,14 +22,18 @@ CHUNK_BYTES = 96 * 1024
 WHOLE_BYTES = 2 * 1024 * 1024
 MAX_CHUNK_BYTES = 120 * 1024 - 32
 MAX_WINDOW = 64
+MAX_BITMAP_BYTES = 8192
+MAX_BITMAP_BITS = 8 * MAX_BITMAP_BYTES
 
 _TABLE = struct.Struct(">4sI Q 32s")
 _TABLE_MAGIC = b"TRC1"
 _TRUNCATED = 16
 _DATA = struct.Struct(">2s B x Q 8s I I I")
-_NEED = struct.Struct(">2s B x Q 32s I I H H I I")
-_DATA_MAGIC, _NEED_MAGIC, _VERSION = b"TD", b"TN", 1
-DATA_HEADER_BYTES = _DATA.size
+_NEED = struct.Struct(">2s B B Q 32s I I H H I I")
+_ANNOUNCE = struct.Struct(">2s B B Q 32s I I H H I")
+_DATA_MAGIC, _NEED_MAGIC, _ANNOUNCE_MAGIC, _VERSION = b"TD", b"TN", b"TA", 1
+_LISTENS, _WHOLE = 1, 2
+DATA_HEADER_BYTES, NEED_HEADER_BYTES, ANNOUNCE_BYTES = _DATA.size, _NEED.size, _ANNOUNCE.size
 
 
 def count_chunks(length: int, chunk_bytes: int) -> int:
@@ -126,15 +132,17 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a device misses of one artifact and may be sent now.
+    """What a device misses of one artifact.
 
     Attributes:
-        session: chosen by the device for one fetch; comes back in every DATA.
+        session: chosen by the device for one fetch; comes back in every DATA that answers.
         sha256: the artifact's digest.
         chunk_bytes: the chunk size that the indexes count in.
-        indexes: the chunks to send, ascending; within `base` and `base` + 65,535.
+        indexes: chunks, ascending, within `MAX_BITMAP_BITS` of the first; to be sent now, or with `whole` all that is missing.
         max_rate: bytes a second that the device can take; 0 is no limit.
         nonce: changes with each message, so that a repeated question is told from a duplicate.
+        listens: the device also hears the artifact's broadcast.
+        whole: the answer to an ANNOUNCE that asks; nothing is sent for it alone.
     """
 
     session: int
@@ -143,27 +151,17 @@ class Need:
     indexes: tuple[int, ...]
     max_rate: int = 0
     nonce: int = 0
+    listens: bool = False
+    whole: bool = False
 
     def encode(self) -> bytes:
-        """Return the header and the bitmap of the wanted chunks from the first one on."""
+        """Return the header and the bitmap of the chunks from the first one on."""
         base = self.indexes[0] if self.indexes else 0
         bitmap = to_bitmap(index - base for index in self.indexes)
-        credit = len(self.indexes)
-        return (
-            _NEED.pack(
-                _NEED_MAGIC,
-                _VERSION,
-                self.session,
-                self.sha256,
-                self.chunk_bytes,
-                base,
-                credit,
-                len(bitmap),
-                self.max_rate,
-                self.nonce,
-            )
-            + bitmap
-        )
+        flags = self.listens * _LISTENS | self.whole * _WHOLE
+        credit = 0 if self.whole else len(self.indexes)
+        header = (self.session, self.sha256, self.chunk_bytes, base, credit, len(bitmap), self.max_rate, self.nonce)
+        return _NEED.pack(_NEED_MAGIC, _VERSION, flags, *header) + bitmap
 
     @classmethod
     def parse(cls, message: bytes) -> Need:
@@ -174,14 +172,77 @@ class Need:
         """
         if len(message) < _NEED.size:
             raise InputError("a NEED message is shorter than its header")
-        magic, version, session, digest, chunk_bytes, base, credit, size, rate, nonce = _NEED.unpack_from(message)
+        magic, version, flags, session, digest, chunk_bytes, base, credit, size, rate, nonce = _NEED.unpack_from(message)
         bitmap = message[_NEED.size :]
-        if magic != _NEED_MAGIC or version != _VERSION or size != len(bitmap):
+        if magic != _NEED_MAGIC or version != _VERSION or size != len(bitmap) or size > MAX_BITMAP_BYTES:
             raise InputError("a NEED message has a wrong magic, version or length")
+        whole = bool(flags & _WHOLE)
+        count = int.from_bytes(bitmap, "little").bit_count()  # before a list is made of it
+        if not 0 < chunk_bytes <= MAX_CHUNK_BYTES or (not whole and count > min(credit, MAX_WINDOW)):
+            raise InputError(f"a NEED asks for {count} chunks of {chunk_bytes} bytes, the window is {MAX_WINDOW}")
         indexes = tuple(base + bit for bit in from_bitmap(bitmap))
-        if not 0 < chunk_bytes <= MAX_CHUNK_BYTES or len(indexes) > min(credit, MAX_WINDOW):
-            raise InputError(f"a NEED asks for {len(indexes)} chunks of {chunk_bytes} bytes, the window is {MAX_WINDOW}")
-        return cls(session, digest, chunk_bytes, indexes, rate, nonce)
+        return cls(session, digest, chunk_bytes, indexes, rate, nonce, bool(flags & _LISTENS), whole)
+
+
+class Phase(IntEnum):
+    """What an ANNOUNCE says."""
+
+    ASK = 1
+    PASS = 2
+    END = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The schedule of a broadcast, sent to all who listen for the artifact.
+
+    Attributes:
+        phase: `ASK`: whoever misses chunks says which; `PASS`: chunks follow; `END`: whoever still misses some pulls.
+        session: of the broadcast; stands in its DATA.
+        sha256, chunk_bytes: of which artifact, in chunks of which size.
+        count: chunks that the pass sends.
+        number: of the pass, from 1.
+        within_ms: with `ASK`: the answer is to come after a random part of this time.
+        rate: bytes a second at which chunks come; 0 is not said.
+    """
+
+    phase: Phase
+    session: int
+    sha256: bytes
+    chunk_bytes: int
+    count: int = 0
+    number: int = 1
+    within_ms: int = 0
+    rate: int = 0
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        rest = (self.session, self.sha256, self.chunk_bytes, self.count, self.number, self.within_ms, self.rate)
+        return _ANNOUNCE.pack(_ANNOUNCE_MAGIC, _VERSION, self.phase, *rest)
+
+    @classmethod
+    def parse(cls, message: bytes) -> Announce:
+        """Read an ANNOUNCE message.
+
+        Raises:
+            InputError: it is not one.
+        """
+        if len(message) != _ANNOUNCE.size:
+            raise InputError(f"an ANNOUNCE message has {len(message)} bytes, not {_ANNOUNCE.size}")
+        magic, version, phase, *rest = _ANNOUNCE.unpack(message)
+        if magic != _ANNOUNCE_MAGIC or version != _VERSION or phase not in tuple(Phase):
+            raise InputError("an ANNOUNCE message has a wrong magic, version or phase")
+        return cls(Phase(phase), *rest)
+
+
+def to_bits(indexes: Iterable[int]) -> int:
+    """Return the indexes as one integer, bit i for index i: the form in which sets of chunks are joined and compared."""
+    return int.from_bytes(to_bitmap(indexes), "little")
+
+
+def from_bits(bits: int) -> list[int]:
+    """Return the indexes of an integer's bits, ascending."""
+    return list(from_bitmap(bits.to_bytes((bits.bit_length() + 7) // 8, "little")))
 
 
 def to_bitmap(bits: Iterable[int]) -> bytes:

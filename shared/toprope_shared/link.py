@@ -131,6 +131,7 @@ class Link:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._subscriptions: list[Subscription] = []
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._lost_with_the_link: set[int] = set()  # those at QoS 0: paho sends them on no other connection
         self._up = asyncio.Event()
         self._connections = 0
         self._came_up = asyncio.Condition()
@@ -244,8 +245,10 @@ class Link:
             raise LinkError(f"can't publish on {topic}: {info.rc.name}")
         done: asyncio.Future[None] = loop.create_future()
         self._waiting[info.mid] = done
+        if not qos:
+            self._lost_with_the_link.add(info.mid)
         if info.is_published():
-            self._waiting.pop(info.mid, None)
+            self._forget(info.mid)
             return
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):  # wait_for of Python 3.11 can lose a cancellation
@@ -253,7 +256,11 @@ class Link:
         except TimeoutError as error:
             raise LinkError(f"the broker did not take a message on {topic} within {PUBLISH_TIMEOUT_S:g} s") from error
         finally:
-            self._waiting.pop(info.mid, None)
+            self._forget(info.mid)
+
+    def _forget(self, mid: int) -> None:
+        self._waiting.pop(mid, None)
+        self._lost_with_the_link.discard(mid)
 
     # Below, everything named _on_* runs in paho's thread and only hands over to the event loop.
 
@@ -316,6 +323,10 @@ class Link:
         if self._up.is_set() and not self._closing:
             log.warning("the connection to the broker is gone (%s); reconnecting", why)
         self._up.clear()
+        for mid in tuple(self._lost_with_the_link):
+            done = self._waiting.get(mid)
+            if done is not None and not done.done():
+                done.set_exception(LinkError("the connection was cut before the broker took the message"))
 
     def _deliver(self, message: Message) -> None:
         for subscription in self._subscriptions:

@@ -67,6 +67,8 @@ class DeviceState(msgspec.Struct, frozen=True):
         session: counts the agent's starts; a will of an older session says nothing about a newer one.
         engines: usable engines as `name/version`.
         url: where the agent's local door listens, for people; empty in the will.
+        trust: the verdict of the last look at the trust metadata: fresh, stale or attack; empty before the first.
+        trust_reason: why it is not fresh.
     """
 
     device: str
@@ -77,6 +79,8 @@ class DeviceState(msgspec.Struct, frozen=True):
     models: tuple[RunningModel, ...] = ()
     url: str = ""
     at: int = 0
+    trust: str = ""
+    trust_reason: str = ""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from toprope_shared.errors import InputError
 
 PREFIX = "toprope/v1"
+SHARDS = 16
 _LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -20,6 +21,11 @@ def check_level(text: str, what: str) -> str:
     if not _LEVEL.fullmatch(text):
         raise InputError(f"{what} {text!r} must be 1 to 64 of the characters A-Z a-z 0-9 _ -")
     return text
+
+
+def shard_of(sha256: str) -> int:
+    """Return the shard of an artifact: its digest's first hex digit, so that all who want it ask the same sender."""
+    return int(sha256[0], 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,22 @@ class Topics:
     def all_needs(self) -> str:
         """Filter of every device's NEED messages."""
         return f"{self.prefix}/need/+/+"
+
+    def needs(self, shard: int) -> str:
+        """Filter of the NEED messages of one shard."""
+        return f"{self.prefix}/need/{shard}/+"
+
+    def broadcast(self, sha256: str) -> str:
+        """DATA messages of one artifact for everybody who misses it; cloud to all, QoS 0."""
+        return f"{self.prefix}/a/{sha256[:16]}/c"
+
+    def announce(self, sha256: str) -> str:
+        """ANNOUNCE messages of one artifact's broadcast; cloud to all, QoS 1."""
+        return f"{self.prefix}/a/{sha256[:16]}/ann"
+
+    def broadcasts(self, sha256: str) -> str:
+        """Filter of an artifact's DATA and ANNOUNCE messages."""
+        return f"{self.prefix}/a/{sha256[:16]}/+"
 
     def chunks(self, device: str) -> str:
         """DATA messages for one device; cloud to device, QoS 0."""

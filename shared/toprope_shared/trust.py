@@ -1,105 +1,67 @@
-"""What may be installed: TUF roles, and our rules over python-tuf's own client.
+"""What may be installed: TUF roles, and our rules on what they sign.
 
-`ngclient` runs unmodified; only the fetcher differs between MQTT, HTTP and a directory. Everything here blocks: call it from
-a worker thread. Three verdicts: FRESH; STALE (expired or unreachable: keep running, alarm later); ATTACK (a version, signature
-or hash violation: refuse and report).
+How metadata is fetched, verified and judged stands in `trusted.py`; here is who signs what, and what a device reads from it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError, SlowRetrievalError
+from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, TargetFile, Targets
-from tuf.ngclient import FetcherInterface, Updater
+from tuf.ngclient import Updater
 
-from toprope_shared.errors import LinkError, TrustError
+from toprope_shared.clock import Clock
+from toprope_shared.errors import TrustError
+from toprope_shared.revocation import COUNTER, floors, revoked_because
+from toprope_shared.trusted import (
+    NO_FLOORS,
+    DirectorySource,
+    Floors,
+    KeptSource,
+    MetadataSource,
+    Refreshed,
+    TrustedMetadata,
+    Verdict,
+    keys_of,
+)
+
+__all__ = ["DirectorySource", "MetadataSource", "Refreshed", "TrustClient", "Verdict"]
 
 log = logging.getLogger(__name__)
 
 MODELS, ROLLOUTS = "models", "rollouts"
 # Delegated path patterns; `*` does not match `/`.
 DELEGATIONS: dict[str, list[str]] = {MODELS: ["models/*/*/*"], ROLLOUTS: ["rollouts/*"]}
-COUNTER = "release_counter"
 _MANIFEST_PATH = re.compile(r"models/([^/]+)/([^/]+)/manifest\.json")
-_METADATA_NAME = re.compile(r"(?:(\d+)\.)?([A-Za-z0-9_-]+)\.json")
-_BASE_URL = "toprope://trust/"
-
-
-class Verdict(StrEnum):
-    """What a refresh found."""
-
-    FRESH = "fresh"
-    STALE = "stale"
-    ATTACK = "attack"
-
-
-@dataclass(frozen=True, slots=True)
-class Refreshed:
-    """The outcome of a refresh, with the reason where it is not FRESH."""
-
-    verdict: Verdict
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SignedRelease:
-    """One release that the models role has signed; digest and length are of its manifest."""
+    """One release that the models role has signed; digest and length are of its manifest.
+
+    Attributes:
+        withdrawn: why it must not be activated any more; empty where nothing stands against it.
+    """
 
     model: str
     version: str
     release_counter: int
     sha256: str
     length: int
+    withdrawn: str = ""
 
 
-class MetadataSource(Protocol):
-    """One road to TUF metadata."""
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """What the delegated roles sign, read in one refresh."""
 
-    def get(self, role: str, version: int | None) -> bytes:
-        """Return a role's metadata file; `version` is None for the timestamp. Blocks.
-
-        Raises:
-            FileNotFoundError: this version does not exist (yet).
-            LinkError: it could not be fetched now.
-        """
-
-
-class DirectorySource:
-    """Metadata from a folder: a USB stick, or the cloud's own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, role: str, version: int | None) -> bytes:
-        """Read `<version>.<role>.json`, or `<role>.json` without a version."""
-        name = f"{role}.json" if version is None else f"{version}.{role}.json"
-        return (self._folder / name).read_bytes()
-
-
-class _Fetcher(FetcherInterface):
-    """Hands ngclient's file names to a source."""
-
-    def __init__(self, source: MetadataSource) -> None:
-        self._source = source
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        match = _METADATA_NAME.fullmatch(url.removeprefix(_BASE_URL))
-        if match is None:
-            raise DownloadError(f"{url} is not a metadata file")
-        version, role = match.groups()
-        try:
-            yield self._source.get(role, int(version) if version else None)
-        except FileNotFoundError as error:
-            raise DownloadHTTPError(f"{url} does not exist", 404) from error
-        except LinkError as error:
-            raise SlowRetrievalError(str(error)) from error
+    rollout: TargetFile | None
+    rollout_keys: str
+    releases: tuple[SignedRelease, ...]
 
 
 class TrustClient:
@@ -108,76 +70,101 @@ class TrustClient:
     Args:
         folder: where the metadata is kept; made when missing.
         bootstrap: the root metadata that came with the device's enrolment, the anchor of everything.
-        source: the road to newer metadata.
+        source: the road to newer metadata, where `refresh` is not given another.
         channel: the channel whose rollout is looked up with each refresh.
+        clock: the machine's clock; it is judged, not believed.
     """
 
-    def __init__(self, folder: Path, bootstrap: bytes, source: MetadataSource, channel: str) -> None:
-        self._folder = folder
-        self._bootstrap = bootstrap
-        self._fetcher = _Fetcher(source)
+    def __init__(
+        self, folder: Path, bootstrap: bytes, source: MetadataSource, channel: str, *, clock: Clock | None = None
+    ) -> None:
+        self._metadata = TrustedMetadata(folder, bootstrap, clock=clock)
+        self._source = source
         self._rollout_path = f"rollouts/{channel}.json"
-        self._updater: Updater | None = None
-        self._releases: tuple[SignedRelease, ...] = ()
-        self._rollout: TargetFile | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        self._looked_up: _Signed | None = None
+        self._signed: _Signed | None = None
 
-    def refresh(self) -> Refreshed:
-        """Fetch and verify newer metadata of all roles; what was trusted before stays when this fails."""
-        try:
-            updater = Updater(str(self._folder), _BASE_URL, fetcher=self._fetcher, bootstrap=self._bootstrap)
-            updater.refresh()
-            self._rollout = updater.get_targetinfo(self._rollout_path)
-            updater.get_targetinfo("models/-/0.0.0/manifest.json")  # loads the delegated role, whatever it signs
-            self._releases = self._signed_releases(updater)
-        except (ExpiredMetadataError, DownloadError) as error:
-            return Refreshed(Verdict.STALE, str(error))
-        except RepositoryError as error:
-            return Refreshed(Verdict.ATTACK, str(error))
-        except OSError as error:
-            return Refreshed(Verdict.STALE, f"the metadata can't be written: {error}")
-        self._updater = updater
-        return Refreshed(Verdict.FRESH)
+    def refresh(self, floors: Floors = NO_FLOORS, source: MetadataSource | None = None) -> Refreshed:
+        """Fetch and verify newer metadata of all roles; what was trusted before stays when this fails.
 
-    def _signed_releases(self, updater: Updater) -> tuple[SignedRelease, ...]:
-        # ngclient has just verified and stored this file; each path is then looked up through it once more.
-        file = self._folder / f"{MODELS}.json"
-        names = Metadata[Targets].from_file(str(file)).signed.targets if file.exists() else {}
-        found = []
-        for path in names:
-            match = _MANIFEST_PATH.fullmatch(path)
-            target = updater.get_targetinfo(path) if match else None
-            if match and target:
-                found.append(SignedRelease(match[1], match[2], counter_of(target), target.hashes["sha256"], target.length))
-        return tuple(found)
+        Args:
+            floors: what the journal holds of earlier refreshes; `Refreshed.floors` is to be kept in its place.
+            source: another road for this once.
+        """
+        refreshed = self._metadata.refresh(source or self._source, self._look_up, floors)
+        if refreshed.verdict is Verdict.FRESH:
+            self._signed = self._looked_up
+        return refreshed
+
+    def recall(self, floors: Floors = NO_FLOORS) -> Refreshed:
+        """Verify again what is on disk, with no network: what was FRESH and has not expired is known after a restart."""
+        folder = self._metadata.kept()
+        if folder is None:
+            return Refreshed(Verdict.STALE, "this device has no metadata yet")
+        refreshed = self.refresh(floors, KeptSource(folder))
+        if refreshed.verdict is Verdict.ATTACK:  # nobody sent it: the disk lost something, and a road will bring it again
+            return Refreshed(Verdict.STALE, f"the metadata on disk is not the newest that was trusted: {refreshed.reason}")
+        return refreshed
+
+    def _look_up(self, updater: Updater, folder: Path) -> None:
+        rollout = updater.get_targetinfo(self._rollout_path)
+        updater.get_targetinfo("models/-/0.0.0/manifest.json")  # loads the delegated role, whatever it signs
+        targets = Metadata[Targets].from_file(str(folder / "targets.json")).signed
+        self._looked_up = _Signed(rollout, keys_of(targets, ROLLOUTS), _signed_releases(updater, folder))
 
     @property
     def known(self) -> bool:
         """Whether a refresh has succeeded since the start."""
-        return self._updater is not None
+        return self._signed is not None
 
     @property
     def rollout(self) -> TargetFile | None:
         """The signed rollout document's digest and length; None when the channel has none."""
-        return self._rollout
+        return self._signed.rollout if self._signed else None
+
+    @property
+    def rollout_keys(self) -> str:
+        """A name for the keys that sign rollouts now; a rollout's floor holds for as long as they do."""
+        return self._signed.rollout_keys if self._signed else ""
 
     def releases(self, model: str | None = None) -> tuple[SignedRelease, ...]:
         """Return the releases that the models role has signed, of one model or all, oldest first."""
-        chosen = (release for release in self._releases if model in (None, release.model))
+        found = self._signed.releases if self._signed else ()
+        chosen = (release for release in found if model in (None, release.model))
         return tuple(sorted(chosen, key=lambda release: (release.model, release.release_counter)))
 
     def require(self, model: str, version: str, sha256: str) -> SignedRelease:
         """Return the signed release of this name.
 
         Raises:
-            TrustError: the models role has not signed it, or signed another manifest under this name.
+            TrustError: the models role has not signed it, has withdrawn it, or signed another manifest under this name.
         """
         for release in self.releases(model):
             if release.version == version:
                 if release.sha256 != sha256:
                     raise TrustError(f"the rollout and the signed release {model} {version} name different manifests")
+                if release.withdrawn:
+                    raise TrustError(f"the release {model} {version} is withdrawn: {release.withdrawn}")
                 return release
         raise TrustError(f"the release {model} {version} is not signed by the models role")
+
+
+def _signed_releases(updater: Updater, folder: Path) -> tuple[SignedRelease, ...]:
+    # ngclient has just verified and stored this file; each path is then looked up through it once more.
+    file = folder / f"{MODELS}.json"
+    names = Metadata[Targets].from_file(str(file)).signed.targets if file.exists() else {}
+    least, found = floors(names.values()), []
+    for path in names:
+        match = _MANIFEST_PATH.fullmatch(path)
+        target = updater.get_targetinfo(path) if match else None
+        if match and target:
+            try:
+                digest = target.hashes["sha256"]
+                withdrawn = revoked_because(target, least) or ""
+                found.append(SignedRelease(match[1], match[2], counter_of(target), digest, target.length, withdrawn))
+            except (KeyError, TrustError) as error:  # signed and of no use: it must not stand in the others' way
+                log.error("the signed release %s is passed over: %s", path, error)
+    return tuple(found)
 
 
 def counter_of(target: TargetFile) -> int:

@@ -19,7 +19,8 @@ from toprope_cloud.registry import Registry
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.manifest import Manifest, encode
-from toprope_shared.trust import COUNTER, MODELS
+from toprope_shared.revocation import COUNTER
+from toprope_shared.trust import MODELS
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 from toprope_edge.journal import LIFE, MAX_TRANSITIONS, Journal, Slot, State
 from toprope_shared.errors import DeviceError
 from toprope_shared.messages import DesiredRelease
+from toprope_shared.trusted import Floor
 
 
 def release(version: str = "1.0.0", counter: int = 1) -> DesiredRelease:
@@ -85,6 +86,20 @@ def test_sessions_count_the_starts(path: Path) -> None:
         counted.append(journal.next_session())
         journal.close()
     assert counted == [1, 2, 3]
+
+
+def test_floors_and_alarms_survive_a_restart(path: Path) -> None:
+    journal = Journal(path)
+    journal.keep_trust_floors({"root": Floor(3), "timestamp": Floor(7, "old keys")})
+    journal.keep_trust_floors({"timestamp": Floor(1, "new keys")})
+    journal.alarm("ATTACK", 5, "attack", "a replay")
+    journal.note("fresh_at", 9)
+    journal.close()
+    again = Journal(path)
+    assert again.trust_floors() == {"root": Floor(3), "timestamp": Floor(1, "new keys")}
+    assert [(one.state, one.code, one.model) for one in again.reports()] == [("ATTACK", "attack", "")]
+    assert (again.noted("fresh_at"), again.noted("never")) == (9, None)
+    again.close()
 
 
 def test_every_state_has_its_row(path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toprope_shared.chunks import MAX_WINDOW, ChunkManifest, Data, Need, from_bitmap, to_bitmap
+from toprope_shared.chunks import MAX_BITMAP_BITS, MAX_WINDOW, ChunkManifest, Data, Need, from_bitmap, to_bitmap
 from toprope_shared.errors import InputError
 
 
@@ -31,6 +31,12 @@ def test_a_bitmap_comes_back(bits: set[int]) -> None:
 @given(st.sets(st.integers(0, 2000), min_size=1, max_size=MAX_WINDOW), st.integers(0, 2**64 - 1))
 def test_a_need_comes_back(indexes: set[int], session: int) -> None:
     need = Need(session, b"d" * 32, 1000, tuple(sorted(indexes)), nonce=3)
+    assert Need.parse(need.encode()) == need
+
+
+@given(st.sets(st.integers(0, MAX_BITMAP_BITS - 1), min_size=1, max_size=300), st.booleans())
+def test_an_answer_with_all_that_is_missing_comes_back(indexes: set[int], listens: bool) -> None:
+    need = Need(5, b"d" * 32, 1000, tuple(sorted(indexes)), max_rate=7, listens=listens, whole=True)
     assert Need.parse(need.encode()) == need
 
 

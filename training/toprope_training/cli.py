@@ -16,9 +16,12 @@ from toprope_training.styles import Style
 if TYPE_CHECKING:
     from toprope_training.bundle import Bundle
     from toprope_training.cloud_api import Progress
+    from toprope_training.publish import Operator, Prepared
+
+CLOUD = "http://127.0.0.1:8000"
 
 train_app = typer.Typer()
-release_app = typer.Typer(help="Look at a release, compare two, or publish one.", no_args_is_help=True)
+release_app = typer.Typer(help="Look at a release, compare two, publish or revoke one.", no_args_is_help=True)
 
 
 @train_app.command()
@@ -54,7 +57,9 @@ def train(
     with shown(Style.LINES if quiet and progress is Style.AUTO else progress) as told:
         if remote:
             if data or tensorboard or base:
-                raise InputError("--data, --tensorboard and --base name files of this machine, and --remote trains on another")
+                raise InputError(
+                    "--data, --tensorboard and --base name files of this machine, and --remote trains on another"
+                )
             bundle, summary = _remote(remote, recipe, out, version, seed, force, keys, told), ""
         else:
             bundle, summary = release.make(
@@ -70,10 +75,10 @@ def train(
             )
     console = Console()
     if summary:
-        console.print(f"{bundle.manifest.model}: {summary}.", highlight=False)
-    console.print(show.header(bundle.manifest), highlight=False)
+        console.print(f"{bundle.manifest.model}: {summary}.", highlight=False, markup=False)
+    console.print(show.header(bundle.manifest), highlight=False, markup=False)
     console.print(show.variants(bundle.manifest))
-    console.print(f"The bundle is in {out}; `toprope release show {out}` tells all of it.", highlight=False)
+    console.print(f"The bundle is in {out}; `toprope release show {out}` tells all of it.", highlight=False, markup=False)
     return None
 
 
@@ -90,7 +95,7 @@ def _remote(
 
 @release_app.callback()
 def release_group() -> None:
-    """Look at a release, compare two, or publish one."""
+    """Look at a release, compare two, publish or revoke one."""
 
 
 @release_app.command("show")
@@ -140,32 +145,96 @@ def diff_releases(
 @release_app.command("publish")
 def publish_release(
     folder: Path = typer.Argument(help="A bundle directory."),
-    cloud: str = typer.Option("http://127.0.0.1:8000", help="The cloud's address."),
+    cloud: str = typer.Option(CLOUD, help="The cloud's address."),
     channel: str = typer.Option("stable", help="The channel to roll out on."),
     no_rollout: bool = typer.Option(False, "--no-rollout", help="Sign the release and let no device run it yet."),
+    prepare: Path | None = typer.Option(None, help="Write a draft that other machines sign; then: release submit."),
     keys: Path | None = typer.Option(None, help="The folder of models.pem and operator.token; without it, keys/ at home."),
+    key: list[str] = typer.Option([], "--key", help="Another models key: a file, or a URI of a KMS or HSM."),
+    root: Path | None = typer.Option(None, help="Your own root metadata; without it, trust/1.root.json at home."),
     timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
 ) -> None:
     """Upload a bundle, sign it with the models key and roll it out."""
-    from toprope_shared.settings import home
     from toprope_training import publish
     from toprope_training.progress import shown
 
-    root = home() / "trust" / "1.root.json"
+    operator = _operator(cloud, keys, root, key, timeout)
     with shown() as progress:
-        done = publish.publish(
-            folder,
-            cloud,
-            channel=None if no_rollout else channel,
-            keys=keys or home() / "keys",
-            root=root,
-            timeout=timeout,
-            progress=progress,
-        )
+        if prepare is not None:
+            prepared = publish.prepare(folder, operator, prepare, progress=progress)
+        else:
+            done = publish.publish(folder, operator, channel=None if no_rollout else channel, progress=progress)
+    if prepare is not None:
+        return _say_prepared(prepared)
     signed = "The release is signed" if done.signed else "The release was signed before"
     typer.echo(f"{signed} (models metadata version {done.metadata_version}); {done.uploaded} files were uploaded.")
     if done.channel:
         typer.echo(f"The channel {done.channel} rolls it out; watch with: toprope devices --url {cloud}")
+    return None
+
+
+@release_app.command("submit")
+def submit_release(
+    draft: Path = typer.Argument(help="A signed draft of `release publish --prepare` or `release revoke --prepare`."),
+    cloud: str = typer.Option(CLOUD, help="The cloud's address."),
+    channel: str = typer.Option("stable", help="The channel to roll out on."),
+    no_rollout: bool = typer.Option(False, "--no-rollout", help="Hand the release in and let no device run it yet."),
+    keys: Path | None = typer.Option(None, help="The folder of operator.token; without it, keys/ at home."),
+    timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
+) -> None:
+    """Hand a signed draft in and roll out what it adds."""
+    from toprope_training import publish
+
+    operator = _operator(cloud, keys, None, [], timeout)
+    done = publish.submit(draft, operator, channel=None if no_rollout else channel)
+    typer.echo(f"The cloud has taken in models metadata version {done.metadata_version}.")
+    if done.channel:
+        typer.echo(f"The channel {done.channel} rolls out {', '.join(done.releases)}.")
+
+
+@release_app.command("revoke")
+def revoke_release(
+    model: str = typer.Argument(help="The model's name."),
+    version: str = typer.Argument(help="The release's version."),
+    reason: str = typer.Option(help="Why, in one line; devices report it."),
+    and_older: bool = typer.Option(False, "--and-older", help="Revoke all releases of the model with a lower counter too."),
+    cloud: str = typer.Option(CLOUD, help="The cloud's address."),
+    prepare: Path | None = typer.Option(None, help="Write a draft that other machines sign; then: release submit."),
+    keys: Path | None = typer.Option(None, help="The folder of models.pem and operator.token; without it, keys/ at home."),
+    key: list[str] = typer.Option([], "--key", help="Another models key: a file, or a URI of a KMS or HSM."),
+    root: Path | None = typer.Option(None, help="Your own root metadata; without it, trust/1.root.json at home."),
+    timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
+) -> None:
+    """Sign that no device may activate a release any more; this can't be taken back."""
+    from toprope_training import publish
+
+    operator = _operator(cloud, keys, root, key, timeout)
+    done = publish.revoke(model, version, reason, operator, and_older=and_older, file=prepare)
+    if isinstance(done, publish.Prepared):
+        return _say_prepared(done)
+    typer.echo(f"{model} {version} is revoked (models metadata version {done.metadata_version}).")
+    typer.echo("Channels that name it: move them to another release with `toprope release publish`.")
+    return None
+
+
+def _operator(cloud: str, keys: Path | None, root: Path | None, key: list[str], timeout: float) -> Operator:
+    from toprope_shared.settings import home
+    from toprope_training.publish import Operator
+
+    if root is not None and not root.is_file():
+        raise InputError(f"there is no root metadata {root}; every offline key's folder has a 1.root.json")
+    return Operator(cloud, keys or home() / "keys", root or home() / "trust" / "1.root.json", key, timeout)
+
+
+def _say_prepared(done: Prepared) -> None:
+    for line in done.words:
+        typer.echo(line)
+    typer.echo(f"{done.uploaded} files were uploaded. The draft is {done.file}.")
+    for line in done.missing:
+        typer.echo(f"Missing: {line}.")
+    if done.missing:
+        typer.echo(f"Sign it with: toprope keys sign {done.file} --key KEY")
+    typer.echo(f"Then hand it in with: toprope release submit {done.file}")
 
 
 def _list() -> None:

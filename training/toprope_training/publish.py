@@ -1,29 +1,31 @@
-"""Publishes a bundle: uploads its blobs, signs the release with the models key, and asks for the rollout.
+"""Publishes a bundle: uploads its blobs, signs the release with the models keys, and asks for the rollout.
 
-Nothing is signed on the cloud's word alone: the models metadata that it sends is held against the operator's own root, or
-without one against the operator's own models key, before a release is added and signed.
+Where the keys are on several machines the next metadata is written down as a draft, signed there, and handed in. Revoking a
+release is the same walk with another change. What is changed is always what the cloud has in force, verified in `cloud_trust`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.exceptions import UnverifiedSignatureError
-from securesystemslib.signer import CryptoSigner, Key, Signer
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root, TargetFile, Targets
-from tuf.api.serialization import DeserializationError
+import msgspec
+from tuf.api.metadata import TargetFile, Targets
 
+from toprope_shared import draft_words, drafts
 from toprope_shared.clock import Clock, SystemClock
-from toprope_shared.errors import InputError, TrustError
-from toprope_shared.trust import COUNTER, MODELS
+from toprope_shared.drafts import Document, Draft
+from toprope_shared.errors import InputError
+from toprope_shared.revocation import COUNTER, MANIFEST_PATH, REVOKED, withdraw
+from toprope_shared.trust import MODELS
 from toprope_training.bundle import Bundle, File
 from toprope_training.cloud_api import CREATED, NOT_FOUND, OK, CloudApi, Progress, read_token
+from toprope_training.cloud_trust import CloudTrust, own_signers, parse_targets, private_keys, read
 
 LIFETIME = timedelta(days=365)
+SILENT: Progress = lambda text, done, total: None  # noqa: E731
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,58 @@ class Published:
     signed: bool
     metadata_version: int
     channel: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A draft that waits for signatures: the file, what it says, and what is missing."""
+
+    file: Path
+    uploaded: int
+    words: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What the cloud took in: the version of its models metadata, and the releases that are new."""
+
+    metadata_version: int
+    releases: tuple[str, ...]
+    channel: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who publishes: the cloud, and what the operator has to sign and verify with.
+
+    Attributes:
+        cloud: the cloud's address.
+        keys: the folder with `operator.token` and, where this machine signs, `models.pem`.
+        root: the root metadata that the operator keeps; may be missing.
+        uris: models keys beyond those in the folder: files, or URIs of a KMS or HSM.
+        timeout: seconds of silence after which the cloud counts as away.
+        clock: what dates the signature.
+    """
+
+    cloud: str
+    keys: Path
+    root: Path
+    uris: Sequence[str] = ()
+    timeout: float = 30.0
+    clock: Clock = field(default_factory=SystemClock)
+
+    def api(self) -> PublishApi:
+        """Return the cloud's doors.
+
+        Raises:
+            InputError: there is no operator's token.
+        """
+        return PublishApi(self.cloud, read_token(self.keys), self.timeout)
+
+    def private(self) -> list[str]:
+        """Return the models keys that are at hand."""
+        return [*private_keys(self.keys), *self.uris]
 
 
 class PublishApi(CloudApi):
@@ -63,54 +117,202 @@ class PublishApi(CloudApi):
         self.send(f"/api/rollouts/{channel}", {"model": model, "version": version})
 
 
-def publish(
-    folder: Path,
-    cloud: str,
-    *,
-    channel: str | None,
-    keys: Path,
-    root: Path,
-    timeout: float = 30.0,
-    progress: Progress = lambda text, done, total: None,
-    clock: Clock | None = None,
-) -> Published:
+def publish(folder: Path, operator: Operator, *, channel: str | None, progress: Progress = SILENT) -> Published:
     """Upload, sign and roll out a bundle; what the cloud has already is not done again.
 
     Args:
         folder: the bundle directory.
-        cloud: the cloud's address.
+        operator: the cloud, keys and anchor.
         channel: where to roll out; None leaves the release without a rollout.
-        keys: the folder with `models.pem` and `operator.token`.
-        root: the bootstrap root that the operator keeps; may be missing.
-        timeout: seconds of silence after which the cloud counts as away.
         progress: told what is done, how far and of how much.
-        clock: what dates the signature.
 
     Raises:
-        InputError: the bundle, a key or a flag is wrong, or the cloud refused; the text says what it said.
+        InputError: the bundle, a key or a flag is wrong, more keys must sign than are here, or the cloud refused.
         TrustError: the cloud's metadata is not signed by us.
         LinkError: the cloud is away.
     """
     bundle = Bundle.open(folder)
-    own = _own_key(keys)
-    api = PublishApi(cloud, read_token(keys), timeout)
+    private = operator.private()
+    if not private:
+        raise InputError(
+            f"there is no models key {operator.keys / MODELS}.pem; make keys with `toprope keys init`, name --keys or --key, "
+            "or let other machines sign with --prepare FILE"
+        )
+    api = operator.api()
     uploaded = _upload(api, bundle, progress)
     progress("Signing the release", 0, 0)
-    models, key = _trusted(api, own, root)
-    signed = _add(models, bundle)
-    if signed:
-        now = datetime.fromtimestamp(int((clock or SystemClock()).now()), UTC)
-        api.post_release(_sign(models, _signer(keys, key), now))
+    trust = read(api, operator.root, private)
+    version, signed = trust.models.signed.version, False
+    if add(trust.models.signed, bundle):
+        draft = _draft(trust, operator.clock, {bundle.manifest.path: bundle.manifest_bytes.decode()})
+        version, signed = _hand_in(api, sign_here(draft, trust, private)), True
     if channel is not None:
         progress(f"Rolling out on {channel}", 0, 0)
         api.roll_out(channel, bundle.manifest.model, bundle.manifest.version)
-    return Published(uploaded, signed, models.signed.version, channel)
+    return Published(uploaded, signed, version, channel)
+
+
+def prepare(folder: Path, operator: Operator, file: Path, *, progress: Progress = SILENT) -> Prepared:
+    """Upload a bundle and write the draft of the metadata that releases it; keys that are here sign it at once.
+
+    Raises:
+        InputError: as `publish`; the draft exists; or the release is signed already.
+        TrustError: the cloud's metadata is not signed by us.
+        LinkError: the cloud is away.
+    """
+    _must_be_new(file)
+    bundle = Bundle.open(folder)
+    api, private = operator.api(), operator.private()
+    uploaded = _upload(api, bundle, progress)
+    trust = _anchored(api, operator, private)
+    if not add(trust.models.signed, bundle):
+        raise InputError(
+            f"{bundle.manifest.model} {bundle.manifest.version} is signed already; there is nothing to prepare"
+        )
+    draft = _draft(trust, operator.clock, {bundle.manifest.path: bundle.manifest_bytes.decode()})
+    return _written(draft, trust, private, file, uploaded)
+
+
+def revoke(
+    model: str, version: str, reason: str, operator: Operator, *, and_older: bool = False, file: Path | None = None
+) -> Submitted | Prepared:
+    """Withdraw a release: sign that with the models keys here, or write the draft that says it to `file`.
+
+    Args:
+        model, version: the release.
+        reason: one line that devices report and people read.
+        operator: the cloud, keys and anchor.
+        and_older: withdraw every release of the model with a lower counter too.
+        file: where to write a draft; None signs here and hands it in.
+
+    Raises:
+        InputError: there is no such release, it is revoked, or more keys must sign than are here.
+        TrustError: the cloud's metadata is not signed by us.
+        LinkError: the cloud is away.
+    """
+    if file is not None:
+        _must_be_new(file)
+    api, private = operator.api(), operator.private()
+    trust = _anchored(api, operator, private)
+    target = withdraw(trust.models.signed.targets, model, version, reason, and_older=and_older)
+    trust.models.signed.targets[target.path] = target
+    draft = _draft(trust, operator.clock, {})
+    if file is not None:
+        return _written(draft, trust, private, file, 0)
+    return Submitted(_hand_in(api, sign_here(draft, trust, private)), (), None)
+
+
+def submit(file: Path, operator: Operator, *, channel: str | None) -> Submitted:
+    """Hand a signed draft of the models metadata in, and roll out what it adds.
+
+    Raises:
+        InputError: signatures are missing, the draft is not of the models role, or the cloud refused it.
+        LinkError: the cloud is away.
+    """
+    draft = Draft.read(file)
+    document = draft.document(MODELS)
+    if document is None or len(draft.documents) > 1:
+        raise InputError(
+            f"{file} is not a draft of a release; a rotation is taken in on the cloud's machine: toprope keys submit"
+        )
+    wanting = drafts.missing(draft)
+    if wanting:
+        raise InputError(f"{'; '.join(wanting)}. Sign it with: toprope keys sign {file} --key KEY")
+    new, old = (drafts.parse(text, MODELS).signed.targets for text in (document.metadata, document.before))
+    added = [match for path in new if path not in old and (match := MANIFEST_PATH.fullmatch(path))]
+    api = operator.api()
+    version = _hand_in(api, draft)
+    for match in added if channel is not None else ():
+        api.roll_out(str(channel), match[1], match[2])
+    return Submitted(version, tuple(f"{match[1]} {match[2]}" for match in added), channel if added else None)
 
 
 def signed_releases(metadata: bytes) -> dict[str, str]:
     """Return the manifest paths in models metadata and their SHA-256; not verified here."""
-    targets = _parse(metadata, MODELS).signed.targets
+    targets = parse_targets(metadata, MODELS).signed.targets
     return {path: target.hashes["sha256"] for path, target in targets.items()}
+
+
+def add(models: Targets, bundle: Bundle) -> bool:
+    """Add a bundle's release to the models metadata; False when it stands there already.
+
+    Raises:
+        InputError: another release of this name is signed, or this one was revoked.
+    """
+    manifest = bundle.manifest
+    target = TargetFile.from_data(manifest.path, bundle.manifest_bytes, ["sha256"])
+    target.unrecognized_fields["custom"] = {COUNTER: manifest.release_counter}
+    held = models.targets.get(manifest.path)
+    if held is None:
+        models.targets[manifest.path] = target
+        return True
+    if (held.hashes, held.length) != (target.hashes, target.length):
+        raise InputError(
+            f"{manifest.model} {manifest.version} is signed already with other contents, and releases are immutable; "
+            "train again with a higher --version"
+        )
+    if REVOKED in (held.custom or {}):
+        raise InputError(
+            f"{manifest.model} {manifest.version} was revoked: {held.custom[REVOKED]}; train again with a higher --version"
+        )
+    return False
+
+
+def sign_here(draft: Draft, trust: CloudTrust, private: list[str]) -> Draft:
+    """Sign a draft with the keys at hand.
+
+    Raises:
+        InputError: they are not enough.
+    """
+    signed = _sign(draft, trust, private)
+    wanting = drafts.missing(signed)
+    if wanting:
+        raise InputError(f"{'; '.join(wanting)}. Nothing was handed in; let the others sign with --prepare FILE")
+    return signed
+
+
+def _sign(draft: Draft, trust: CloudTrust, private: list[str]) -> Draft:
+    own = {signer.public_key.keyid: signer for signer in own_signers(trust, private)}
+    return drafts.sign(draft, lambda _, key: own.get(key.keyid))[0]
+
+
+def _written(draft: Draft, trust: CloudTrust, private: list[str], file: Path, uploaded: int) -> Prepared:
+    signed = _sign(draft, trust, private)
+    signed.write(file)
+    return Prepared(file, uploaded, signed.words, drafts.missing(signed))
+
+
+def _draft(trust: CloudTrust, clock: Clock, manifests: dict[str, str]) -> Draft:
+    """Return the unsigned next version of `trust.models`, whose targets were changed; the version in force stands beside it."""
+    before = trust.before
+    models = trust.models
+    models.signed.version += 1
+    models.signed.expires = datetime.fromtimestamp(int(clock.now()), UTC) + LIFETIME
+    models.signatures.clear()
+    document = Document(MODELS, drafts.text(models), before.decode())
+    roots = tuple(root.decode() for root in trust.roots)
+    draft = Draft(1, (), roots, trust.targets.decode(), (document,), manifests)
+    return msgspec.structs.replace(draft, words=draft_words.describe(draft, {MODELS}, clock))
+
+
+def _hand_in(api: PublishApi, draft: Draft) -> int:
+    document = draft.documents[0]
+    api.post_release(document.metadata.encode())
+    return int(drafts.parse(document.metadata, MODELS).signed.version)
+
+
+def _anchored(api: PublishApi, operator: Operator, private: list[str]) -> CloudTrust:
+    if not private and not operator.root.exists():
+        raise InputError(
+            f"there is neither a models key in {operator.keys} nor root metadata at {operator.root} to hold the cloud's "
+            "metadata against; name --root or --keys"
+        )
+    return read(api, operator.root, private)
+
+
+def _must_be_new(file: Path) -> None:
+    if file.exists():
+        raise InputError(f"{file} exists and may hold signatures; name another file or move it away")
 
 
 def _upload(api: PublishApi, bundle: Bundle, progress: Progress) -> int:
@@ -123,109 +325,3 @@ def _upload(api: PublishApi, bundle: Bundle, progress: Progress) -> int:
     if missing:
         progress("Uploading the files", len(missing), len(missing))
     return len(missing)
-
-
-def _add(models: Metadata[Targets], bundle: Bundle) -> bool:
-    manifest = bundle.manifest
-    target = TargetFile.from_data(manifest.path, bundle.manifest_bytes, ["sha256"])
-    target.unrecognized_fields["custom"] = {COUNTER: manifest.release_counter}
-    held = models.signed.targets.get(manifest.path)
-    if held is None:
-        models.signed.targets[manifest.path] = target
-        return True
-    if held != target:
-        raise InputError(
-            f"{manifest.model} {manifest.version} is signed already with other contents, and releases are immutable; "
-            "train again with a higher --version"
-        )
-    return False
-
-
-def _sign(models: Metadata[Targets], signer: Signer, now: datetime) -> bytes:
-    models.signed.version += 1
-    models.signed.expires = now + LIFETIME
-    models.signatures.clear()
-    models.sign(signer)
-    return models.to_bytes()
-
-
-def _trusted(api: PublishApi, own: Key, root: Path) -> tuple[Metadata[Targets], Key]:
-    models = _fetched(api, MODELS)
-    if not root.exists():
-        try:
-            own.verify_signature(models.signatures[own.keyid], models.signed_bytes)
-        except (KeyError, UnverifiedSignatureError) as error:
-            raise TrustError(
-                "the cloud's models metadata is not signed with this models key; nothing was signed"
-            ) from error
-        return models, own
-    targets = _fetched(api, Targets.type)
-    try:
-        trusted = _newest_root(api, root)
-        trusted.verify_delegate(Targets.type, targets.signed_bytes, targets.signatures)
-        targets.signed.verify_delegate(MODELS, models.signed_bytes, models.signatures)
-    except (RepositoryError, ValueError) as error:
-        raise TrustError(f"the cloud's metadata does not follow from {root}: {error}; nothing was signed") from error
-    return models, _authorized(targets.signed, own)
-
-
-def _authorized(targets: Targets, own: Key) -> Key:
-    delegations = targets.delegations
-    role = (delegations.roles or {}).get(MODELS) if delegations else None
-    for keyid in role.keyids if delegations and role else ():
-        key = delegations.keys[keyid] if delegations else own
-        if key.keyval == own.keyval:
-            return key
-    raise TrustError("this models key is not one that the cloud's targets role trusts; publish with the right --keys")
-
-
-def _newest_root(api: PublishApi, path: Path) -> Root:
-    try:
-        newest = Metadata[Root].from_bytes(path.read_bytes()).signed
-    except (OSError, DeserializationError) as error:
-        raise InputError(f"the root metadata {path} can't be read: {error}") from error
-    while (data := api.metadata(f"{newest.version + 1}.root")) is not None:
-        try:
-            after = Metadata[Root].from_bytes(data)
-        except DeserializationError as error:
-            raise TrustError(f"the cloud's root {newest.version + 1} is no metadata: {error}") from error
-        newest.verify_delegate(Root.type, after.signed_bytes, after.signatures)
-        after.signed.verify_delegate(Root.type, after.signed_bytes, after.signatures)
-        if after.signed.version != newest.version + 1:
-            raise TrustError(f"the cloud's root {newest.version + 1} says that it is {after.signed.version}")
-        newest = after.signed
-    return newest
-
-
-def _fetched(api: PublishApi, role: str) -> Metadata[Targets]:
-    data = api.metadata(role)
-    if data is None:
-        raise InputError(f"the cloud has no {role} metadata; make it with: toprope keys init")
-    return _parse(data, role)
-
-
-def _parse(data: bytes, role: str) -> Metadata[Targets]:
-    try:
-        found = Metadata[Targets].from_bytes(data)
-    except DeserializationError as error:
-        raise TrustError(f"the cloud's {role} metadata can't be read: {error}") from error
-    if not isinstance(found.signed, Targets):
-        raise TrustError(f"the cloud's {role} metadata is of another type: {found.signed.type}")
-    return found
-
-
-def _own_key(keys: Path) -> Key:
-    path = keys / f"{MODELS}.pem"
-    try:
-        return CryptoSigner(load_pem_private_key(path.read_bytes(), None)).public_key
-    except FileNotFoundError as error:
-        raise InputError(f"there is no models key {path}; make keys with `toprope keys init` or name --keys") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the models key {path} can't be used: {error}") from error
-
-
-def _signer(keys: Path, key: Key) -> Signer:
-    try:
-        return Signer.from_priv_key_uri(f"file2:{(keys / f'{MODELS}.pem').absolute()}", key)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the models key in {keys} can't be used: {error}") from error

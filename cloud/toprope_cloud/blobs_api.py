@@ -1,0 +1,57 @@
+"""Artifacts over HTTP Range, the transfer's second road: a thin door over the blobs for devices and operators.
+
+A device shows the credentials that it has for the broker (Basic), an operator his token (Bearer). The bytes are checked where
+they arrive; nothing here is believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse
+
+from toprope_shared.blobs import Blobs
+from toprope_shared.digest import is_sha256
+from toprope_shared.errors import NotFoundError, TrustError
+
+Knows = Callable[[str, str], bool]
+
+
+def blobs_router(blobs: Blobs, token: str, knows: Knows | None = None) -> APIRouter:
+    """Return the route.
+
+    Args:
+        token: the operator's.
+        knows: says whether a device's name and password are right; None knows no device.
+    """
+    router = APIRouter()
+
+    @router.get("/api/blobs/{digest}", response_class=FileResponse)
+    async def get_blob(digest: str, request: Request) -> FileResponse:
+        """Return the bytes of this SHA-256, or a part of them (`Range: bytes=first-last`)."""
+        given = request.headers.get("authorization", "")
+        if not await asyncio.to_thread(_may_read, given, token, knows):
+            raise TrustError("this needs a device's credentials (Authorization: Basic) or the operator's token (Bearer)")
+        if not is_sha256(digest) or not blobs.has(digest):
+            raise NotFoundError(f"there is no blob {digest[:64]}")
+        return FileResponse(blobs.path(digest), media_type="application/octet-stream", headers={"ETag": f'"{digest}"'})
+
+    return router
+
+
+def _may_read(given: str, token: str, knows: Knows | None) -> bool:
+    kind, _, value = given.partition(" ")
+    if kind.lower() == "bearer":
+        return hmac.compare_digest(value.strip().encode(), token.encode())
+    if kind.lower() != "basic" or knows is None:
+        return False
+    try:
+        name, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    return knows(name, password)

@@ -1,0 +1,80 @@
+"""The second road: the same chunks over HTTP Range from the cloud, held against the same chunk manifest.
+
+It is taken when MQTT brings nothing; what MQTT has brought is not fetched again. A server that drips is given up by a
+deadline for each chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Iterable
+
+import aiohttp
+
+from toprope_edge.pull import Fetch
+from toprope_edge.transfer import Road
+from toprope_edge.window import MOST_WINDOW
+from toprope_shared.errors import LinkError
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+CHUNK_S = 30.0
+
+
+class HttpRoad:
+    """Fetches from `GET <url>/api/blobs/<digest>`.
+
+    Args:
+        url: the cloud's address.
+        username, password: the device's credentials, those that it has for the broker.
+        chunk_s: seconds that one chunk may take.
+    """
+
+    def __init__(self, url: str, username: str, password: str, *, chunk_s: float = CHUNK_S) -> None:
+        self._url = url.rstrip("/")
+        self._auth = {"Authorization": f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"}
+        self._chunk_s = chunk_s
+
+    async def fetch(self, fetch: Fetch) -> None:
+        """Bring what is missing.
+
+        Raises:
+            LinkError: the cloud is away, refuses, or sends something else.
+            OSError: the disk does not take what came.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._chunk_s)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout, headers=self._auth, auto_decompress=False) as session:
+                while fetch.missing:
+                    await self._run(session, fetch, next_run(fetch.missing))
+        except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError) as error:
+            raise LinkError(f"{fetch.digest[:12]}… can't be fetched from {self._url}: {error or 'too slow'}") from error
+
+    async def _run(self, session: aiohttp.ClientSession, fetch: Fetch, run: range) -> None:
+        start = run.start * fetch.target.chunk_bytes
+        end = start + sum(fetch.size(index) for index in run)
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        async with session.get(f"{self._url}/api/blobs/{fetch.digest}", headers=headers) as answer:
+            expected = f"bytes {start}-{end - 1}/{fetch.target.length}"
+            if answer.status != 206 or answer.headers.get("Content-Range") != expected:
+                raise LinkError(f"the cloud answers {answer.status} instead of a part of {fetch.digest[:12]}…")
+            for index in run:
+                async with asyncio.timeout(self._chunk_s):
+                    chunk = await answer.content.readexactly(fetch.size(index))
+                if not fetch.take(Road.HTTP, index, chunk):
+                    raise LinkError(f"chunk {index} of {fetch.digest[:12]}… came over HTTP and is not what was signed")
+                await fetch.target.settle(fetch.clock.steady())
+                fetch.show(len(run))
+
+
+def next_run(missing: Iterable[int]) -> range:
+    """Return the first missing chunks that stand side by side, at most a window of them."""
+    ordered = sorted(missing)
+    first = ordered[0]
+    count = 1
+    while count < min(len(ordered), MOST_WINDOW) and ordered[count] == first + count:
+        count += 1
+    return range(first, first + count)

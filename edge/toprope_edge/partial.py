@@ -1,0 +1,138 @@
+"""Where chunks go as they come: memory for what is small, a partial file for the rest.
+
+A chunk of a big artifact is held against the chunk manifest before it is written. The partial file is its own bitmap: after
+a restart every chunk in it is hashed again, so nothing has to be believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from toprope_shared.chunks import CHUNK_BYTES, ChunkManifest
+
+log = logging.getLogger(__name__)
+
+SYNC_BYTES = 1 << 20
+SYNC_S = 5.0
+
+
+class Target(Protocol):
+    """Takes chunks in.
+
+    Attributes:
+        chunk_bytes: the size of all chunks but the last.
+        length: bytes of the artifact.
+        proves: whether a chunk is proved before it is taken, and so may come from anywhere.
+    """
+
+    chunk_bytes: int
+    length: int
+    proves: bool
+
+    def write(self, index: int, chunk: bytes) -> bool:
+        """Return whether the chunk was taken.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+
+    async def settle(self, now: float) -> None:
+        """Make durable what has come, when it is time.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+
+
+class Memory:
+    """Small bytes without a chunk manifest; checked as a whole when complete."""
+
+    proves = False
+
+    def __init__(self, length: int) -> None:
+        self.chunk_bytes = CHUNK_BYTES
+        self.length = length
+        self.data = bytearray(length)
+
+    def write(self, index: int, chunk: bytes) -> bool:
+        start = index * self.chunk_bytes
+        if len(chunk) != min(self.chunk_bytes, self.length - start):
+            return False
+        self.data[start : start + len(chunk)] = chunk
+        return True
+
+    async def settle(self, now: float) -> None:
+        """Nothing is durable here."""
+
+
+class Checked:
+    """A file whose chunks are checked before they are written."""
+
+    proves = True
+
+    def __init__(self, file: BinaryIO, table: ChunkManifest) -> None:
+        self.chunk_bytes = table.chunk_bytes
+        self.length = table.length
+        self._file = file
+        self._table = table
+        self._unsynced = 0
+        self._synced_at: float | None = None
+
+    def write(self, index: int, chunk: bytes) -> bool:
+        if not self._table.holds(index, chunk):
+            log.warning("chunk %d is not what was signed; it is asked for again", index)
+            return False
+        written = os.pwrite(self._file.fileno(), chunk, index * self._table.chunk_bytes)
+        if written != len(chunk):
+            raise OSError(f"the disk took {written} of {len(chunk)} bytes")
+        self._unsynced += len(chunk)
+        return True
+
+    async def settle(self, now: float) -> None:
+        """Sync in a thread, so that answers do not wait for the disk."""
+        if self._synced_at is None:
+            self._synced_at = now
+        if self._unsynced and (self._unsynced >= SYNC_BYTES or now - self._synced_at >= SYNC_S):
+            self._unsynced, self._synced_at = 0, now
+            await asyncio.to_thread(os.fdatasync, self._file.fileno())
+
+
+@asynccontextmanager
+async def partial_file(path: Path, length: int) -> AsyncIterator[BinaryIO]:
+    """Open the unfinished file of `length` bytes, made and given its place on the disk when it is new.
+
+    Raises:
+        OSError: the disk has no room for it; a new file is then taken away again.
+    """
+    file = await asyncio.to_thread(_open, path, length)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _open(path: Path, length: int) -> BinaryIO:
+    new = not path.exists()
+    file = path.open("w+b" if new else "r+b")
+    try:
+        if length:
+            os.posix_fallocate(file.fileno(), 0, length)
+        file.truncate(length)
+    except OSError:
+        file.close()
+        if new:
+            path.unlink(missing_ok=True)
+        raise
+    return file
+
+
+def chunks_in(file: BinaryIO, table: ChunkManifest) -> set[int]:
+    """Return the chunks that stand in the file as they were signed."""
+    file.seek(0)
+    return {index for index in range(table.count) if table.holds(index, file.read(table.size(index)))}

@@ -1,0 +1,108 @@
+"""What the agent is told at its start, and the folders that it may use."""
+
+from __future__ import annotations
+
+import fcntl
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from toprope_shared.errors import InputError
+from toprope_shared.messages import decode
+from toprope_shared.profiles import DEFAULT
+from toprope_shared.topics import PREFIX
+
+NONE = "none"
+
+
+class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [edge] of toprope.toml.
+
+    Attributes:
+        device: the name that this device was enrolled with.
+        host, port: where the local doors listen.
+        engines: engines to use; empty is all that are installed, `none` is none.
+        models: models of the channel to hold; empty is all.
+        broker: the broker's addresses, separated by commas.
+        broker_profile: whose limits the transfer keeps: aws-iot, azure, emqx, hivemq, nats or mosquitto.
+        max_rate: bytes a second that this device wants at most of an artifact; 0 is what the profile allows.
+        cloud: where requests fall back to; `none` is nowhere.
+        channel: whose rollout this device follows.
+        enrolment: folder with credentials.json and root.json; empty is devices/<device> below TOPROPE_HOME.
+        state: folder of everything that the agent writes; empty is `state` in the enrolment.
+        probation_calls, probation_seconds: when a new model is kept: after so many calls, or so many seconds.
+        threads: engine threads in one call.
+        stale_after: seconds without fresh trust metadata after which the device raises the alarm.
+        http_after: seconds without fresh trust metadata from the broker after which the cloud is asked over HTTP.
+    """
+
+    device: str
+    host: str = "127.0.0.1"
+    port: int = 8501
+    engines: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    broker: str = "mqtt://127.0.0.1:1883"
+    broker_profile: str = DEFAULT
+    max_rate: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] = 0
+    cloud: str = "http://127.0.0.1:8000"
+    channel: str = "stable"
+    enrolment: str = ""
+    state: str = ""
+    probation_calls: int = 20
+    probation_seconds: float = 60.0
+    threads: int = 1
+    stale_after: float = 86_400.0
+    http_after: float = 60.0
+    topic_prefix: str = PREFIX
+    log_level: str = "info"
+
+
+class Enrolment(msgspec.Struct, frozen=True):
+    """The credentials that `toprope keys enroll` made."""
+
+    device: str
+    username: str
+    password: str
+    client_id: str
+
+
+def _enrolment_folder(settings: EdgeSettings, home: Path) -> Path:
+    return Path(settings.enrolment) if settings.enrolment else home / "devices" / settings.device
+
+
+def state_folder(settings: EdgeSettings, home: Path) -> Path:
+    """Return the folder of everything that the agent writes."""
+    return Path(settings.state) if settings.state else _enrolment_folder(settings, home) / "state"
+
+
+def read_enrolment(settings: EdgeSettings, home: Path) -> tuple[Enrolment, bytes]:
+    """Return the device's credentials and its bootstrap root.
+
+    Raises:
+        InputError: the device is not enrolled.
+    """
+    folder = _enrolment_folder(settings, home)
+    try:
+        credentials = decode(Enrolment, (folder / "credentials.json").read_bytes())
+        root = (folder / "root.json").read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{settings.device} is not enrolled ({error}); run where the keys are: toprope keys enroll {settings.device}"
+        ) from error
+    return credentials, root
+
+
+def lock_state(state: Path, stack: ExitStack | AsyncExitStack) -> None:
+    """Hold the state folder for this process until the stack closes.
+
+    Raises:
+        InputError: another agent holds it.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((state / "lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"another agent runs on {state}; stop it, or give this one its own --state") from error

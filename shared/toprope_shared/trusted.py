@@ -1,0 +1,297 @@
+"""Runs python-tuf's own client over one road and says what it found: FRESH, STALE or ATTACK.
+
+`ngclient` runs unmodified; only the fetcher differs between MQTT, HTTP and a directory. FRESH: everything is signed and in its
+time; STALE (expired, unreachable, or nobody knows what time it is): keep running, start nothing new, alarm later; ATTACK (a
+version, signature or hash violation): refuse and report. What was trusted before stays when a refresh fails. Everything
+here blocks: call it from a worker thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+from urllib.parse import quote, unquote
+
+from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError, SlowRetrievalError
+from tuf.api.metadata import Metadata, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.ngclient import FetcherInterface, Updater
+
+from toprope_shared.clock import Clock, SystemClock
+from toprope_shared.digest import sha256
+from toprope_shared.errors import LinkError
+from toprope_shared.generations import Generations
+from toprope_shared.secure_time import BUILT_AT, TIMESTAMP_LIFE_S, Moment, look, proven_by
+
+log = logging.getLogger(__name__)
+
+# Above what python-tuf takes of any role: enough for it to see that a file is too long, and no more.
+MAX_FILE_BYTES = 5_000_001
+SECURE_TIME = "time"
+# Roles whose versions are floors; the others' versions stand in the snapshot.
+FLOORED = (Root.type, Timestamp.type, Snapshot.type)
+_METADATA_NAME = re.compile(r"(?:(\d+)\.)?(.+)\.json")
+_BASE_URL = "toprope://trust/"
+Lookup = Callable[[Updater, Path], None]
+
+
+class Verdict(StrEnum):
+    """What a refresh found."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    ATTACK = "attack"
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The lowest value that is still accepted, for as long as `keys` are the keys of who signs it.
+
+    Only the offline root can change the keys; with new ones counting starts anew, which is how one recovers from a
+    thief who has signed the highest version there is.
+    """
+
+    value: int
+    keys: str = ""
+
+
+Floors = Mapping[str, Floor]
+NO_FLOORS: Floors = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The outcome of a refresh.
+
+    Attributes:
+        reason: a sentence where the verdict is not FRESH.
+        floors: floors to be kept in the place of those that were handed in; empty when none was raised.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    floors: Floors = field(default_factory=lambda: NO_FLOORS)
+
+
+class MetadataSource(Protocol):
+    """One road to TUF metadata."""
+
+    def get(self, role: str, version: int | None) -> bytes:
+        """Return a role's metadata file; `version` is None for the newest, as of the timestamp. Blocks.
+
+        Raises:
+            FileNotFoundError: this version does not exist (yet).
+            LinkError: it could not be fetched now.
+        """
+
+
+class DirectorySource:
+    """Metadata from a folder: a USB stick, or the cloud's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, role: str, version: int | None) -> bytes:
+        """Read `<version>.<role>.json`, or `<role>.json` without a version."""
+        name = quote(role, "")
+        with (self._folder / (f"{name}.json" if version is None else f"{version}.{name}.json")).open("rb") as file:
+            return file.read(MAX_FILE_BYTES)
+
+
+class KeptSource:
+    """Metadata that this device holds already, so that it knows after a start what it knew before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, role: str, version: int | None) -> bytes:
+        """Read `<role>.json`; a newer root than the kept ones does not exist here."""
+        if role == Root.type:
+            raise FileNotFoundError(f"root {version}")
+        return (self._folder / f"{quote(role, '')}.json").read_bytes()
+
+
+class _Fetcher(FetcherInterface):
+    """Hands ngclient's file names to a source."""
+
+    def __init__(self, source: MetadataSource) -> None:
+        self._source = source
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        match = _METADATA_NAME.fullmatch(url.removeprefix(_BASE_URL))
+        if match is None:
+            raise DownloadError(f"{url} is not a metadata file")
+        version, role = match[1], unquote(match[2])
+        try:
+            yield self._source.get(role, int(version) if version else None)
+        except FileNotFoundError as error:
+            raise DownloadHTTPError(f"there is no metadata {role} {version or ''}".rstrip(), 404) from error
+        except (LinkError, OSError) as error:
+            raise SlowRetrievalError(str(error)) from error
+
+
+class TrustedMetadata:
+    """The metadata that one client trusts, in two generations on disk.
+
+    Args:
+        folder: where it is kept; made when missing.
+        bootstrap: the anchor of everything: the root metadata that came with the enrolment.
+        clock: the machine's clock; it is judged, not believed.
+        built_s: before this time nobody can have run this.
+        timestamp_life_s: for how long a timestamp is signed at most; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bootstrap: bytes,
+        *,
+        clock: Clock | None = None,
+        built_s: int = BUILT_AT,
+        timestamp_life_s: int | None = TIMESTAMP_LIFE_S,
+    ) -> None:
+        self._generations = Generations(folder)
+        self._bootstrap = bootstrap
+        self._clock = clock or SystemClock()
+        self._built_s = built_s
+        self._timestamp_life_s = timestamp_life_s
+
+    def now(self, floors: Floors = NO_FLOORS) -> Moment:
+        """Return what is believed to be the time."""
+        secure = floors.get(SECURE_TIME, Floor(0)).value
+        return look(self._clock.now(), secure, built_s=self._built_s)
+
+    def kept(self) -> Path | None:
+        """Return the folder of the newest whole generation."""
+        return self._generations.newest()
+
+    def refresh(self, source: MetadataSource, lookup: Lookup, floors: Floors = NO_FLOORS) -> Refreshed:
+        """Fetch and verify newer metadata of all roles.
+
+        Args:
+            lookup: reads targets from the verified metadata; called before it is known whether they are FRESH.
+            floors: what the last refreshes have returned; the secure time is one of them.
+        """
+        try:
+            folder = self._generations.begin()
+            refreshed, keep = self._judge(folder, source, lookup, floors)
+            if keep:
+                self._generations.seal()
+            else:
+                self._generations.discard()
+        except OSError as error:
+            return Refreshed(Verdict.STALE, f"the metadata can't be written: {error}")
+        return refreshed
+
+    def _judge(self, folder: Path, source: MetadataSource, lookup: Lookup, floors: Floors) -> tuple[Refreshed, bool]:
+        """Return the verdict, and whether what was verified may be kept."""
+        moment = self.now(floors)
+        refreshed = self._walk(folder, source, lookup, moment)
+        if refreshed.verdict is Verdict.STALE and self._time_is_void(folder, floors):
+            # The time came from a key that the root has replaced since: its thief may have set it far ahead.
+            floors = {name: floor for name, floor in floors.items() if name != SECURE_TIME}
+            moment = self.now(floors)
+            refreshed = self._walk(folder, source, lookup, moment)
+        if refreshed.verdict is not Verdict.FRESH:
+            return refreshed, True
+        if problem := _same_key_twice(folder):
+            return Refreshed(Verdict.ATTACK, problem), False
+        found = self._floors_in(folder)
+        for name in FLOORED:
+            if problem := older_than_floor(name, found[name], floors):
+                return Refreshed(Verdict.ATTACK, problem), False
+        raised = {**floors, **{name: floor for name, floor in found.items() if _is_raised(floors.get(name), floor)}}
+        if not self.now(raised).known:
+            text = f"the clock of this machine shows a time that is over ({_date(self._clock.now())}), so nobody knows \
+whether the metadata has expired; set the clock"
+            return Refreshed(Verdict.STALE, text, raised), True
+        return Refreshed(Verdict.FRESH, "", raised), True
+
+    def _walk(self, folder: Path, source: MetadataSource, lookup: Lookup, moment: Moment) -> Refreshed:
+        try:
+            updater = Updater(str(folder), _BASE_URL, fetcher=_Fetcher(source), bootstrap=self._bootstrap)
+            # python-tuf reads the machine's clock; the attribute is its own seam for another time, without a setter.
+            updater._trusted_set.reference_time = moment.datetime
+            updater.refresh()
+            lookup(updater, folder)
+        except (ExpiredMetadataError, DownloadError) as error:
+            return Refreshed(Verdict.STALE, str(error))
+        except RepositoryError as error:
+            return Refreshed(Verdict.ATTACK, str(error))
+        return Refreshed(Verdict.FRESH)
+
+    def _time_is_void(self, folder: Path, floors: Floors) -> bool:
+        time = floors.get(SECURE_TIME)
+        if time is None or not (folder / "root.json").exists():
+            return False
+        return keys_of(_read(folder, Root.type), Timestamp.type) != time.keys
+
+    def _floors_in(self, folder: Path) -> dict[str, Floor]:
+        """Return the floors that follow from metadata which ngclient has just verified whole."""
+        signed = {name: _read(folder, name) for name in (*FLOORED, Targets.type)}
+        root, timestamp = signed[Root.type], signed[Timestamp.type]
+        assert isinstance(timestamp, Timestamp)  # noqa: S101 - for the type checker; ngclient has checked it
+        found = {name: Floor(signed[name].version, keys_of(root, name)) for name in (Timestamp.type, Snapshot.type)}
+        found[Root.type] = Floor(root.version)  # roots are a chain from the anchor: nothing ever voids this floor
+        proven = proven_by(timestamp, (root, signed[Targets.type]), self._timestamp_life_s)
+        found[SECURE_TIME] = Floor(proven, keys_of(root, Timestamp.type))
+        return found
+
+
+def keys_of(delegator: Signed, role: str) -> str:
+    """Return a name for the keys and the threshold that a role has now; empty when nobody delegates to it."""
+    if isinstance(delegator, Root):
+        found: Any = delegator.roles.get(role)
+    else:
+        delegations = getattr(delegator, "delegations", None)
+        found = (delegations.roles or {}).get(role) if delegations else None
+    return sha256(f"{found.threshold} {' '.join(sorted(found.keyids))}".encode()) if found else ""
+
+
+def _same_key_twice(folder: Path) -> str | None:
+    """Say which role's threshold is met only because one key stands under several names.
+
+    python-tuf counts names of keys. A name is what the delegator says it is, so a threshold of two could be met by one thief.
+    """
+    root: Any = _read(folder, Root.type)
+    targets: Any = _read(folder, Targets.type)
+    delegations = targets.delegations
+    roles = {**root.roles, **((delegations.roles or {}) if delegations else {})}
+    for name, role in roles.items():
+        file = folder / f"{quote(name, '')}.json"
+        if not file.exists():
+            continue
+        md: Metadata[Any] = Metadata.from_file(str(file))
+        delegator = root if name in root.roles else targets
+        result = delegator.get_verification_result(name, md.signed_bytes, md.signatures)
+        if result.verified and len({str(key.keyval) for key in result.signed.values()}) < role.threshold:
+            return (
+                f"the {name} metadata is signed by the same key under several names, and {role.threshold} keys must sign it"
+            )
+    return None
+
+
+def older_than_floor(name: str, new: Floor, floors: Floors) -> str | None:
+    """Say what is wrong with a version below its floor; None when nothing is, or other keys have signed it."""
+    least = floors.get(name)
+    if least is None or least.keys != new.keys or new.value >= least.value:
+        return None
+    return f"the {name} metadata has version {new.value}, and this device has trusted version {least.value}"
+
+
+def _is_raised(old: Floor | None, new: Floor) -> bool:
+    return old is None or old.keys != new.keys or old.value < new.value
+
+
+def _read(folder: Path, role: str) -> Signed:
+    signed: Signed = Metadata.from_file(str(folder / f"{role}.json")).signed
+    return signed
+
+
+def _date(seconds: float) -> str:
+    return Moment(seconds, known=False).datetime.date().isoformat()

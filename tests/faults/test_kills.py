@@ -1,0 +1,160 @@
+"""SIGKILL of the device, of the broker and of the sender in mid-transfer; what had come is not fetched again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from tests.faults.conftest import ALL, SEEDS, Broker, Stage, make_artifact
+
+from toprope_cloud.layout import Layout
+from toprope_cloud.outlet import Counts
+from toprope_edge.window import MOST_WINDOW
+from toprope_shared.blobs import Blobs
+from toprope_shared.chunks import CHUNK_BYTES
+from toprope_shared.manifest import Artifact
+
+MIB = 1 << 20
+SIZE = 32 * MIB
+CHILD = Path(__file__).with_name("child.py")
+
+
+class Tripwire(Counts):
+    """Sets its event when so many bytes were sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: float = float("inf")
+        self.reached = asyncio.Event()
+
+    def sent(self, road: str, size: int) -> None:
+        super().sent(road, size)
+        if sum(self.bytes.values()) >= self.at:
+            self.reached.set()
+
+
+async def start(port: int, folder: Path, artifact: Artifact) -> asyncio.subprocess.Process:
+    words = [
+        str(port),
+        str(folder),
+        artifact.sha256,
+        str(artifact.length),
+        str(artifact.chunks),
+        str(artifact.chunks_length),
+    ]
+    return await asyncio.create_subprocess_exec(sys.executable, str(CHILD), *words)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_device_killed_anywhere_fetches_at_most_a_mebibyte_and_a_window_again(
+    stage: Stage, tmp_path: Path, seed: int
+) -> None:
+    percent = random.Random(seed).randint(1, 99)
+    artifact = make_artifact(stage.store, SIZE, seed)
+    counts = Tripwire()
+    counts.at = SIZE * percent / 100
+    await stage.sender(counts=counts)
+    process = await start(stage.port, tmp_path / "child", artifact)
+    await counts.reached.wait()
+    process.send_signal(signal.SIGKILL)
+    assert await process.wait() == -signal.SIGKILL
+    again = await start(stage.port, tmp_path / "child", artifact)
+    assert await again.wait() == 0
+    assert (tmp_path / "child" / "blobs" / artifact.sha256).read_bytes() == stage.store.read(artifact.sha256)
+    refetched = sum(counts.bytes.values()) - SIZE - 2 * artifact.chunks_length
+    print(f"killed at {percent} %: {refetched / MIB:.2f} MiB again")
+    assert refetched <= MIB + MOST_WINDOW * CHUNK_BYTES
+
+
+async def test_a_device_killed_again_and_again_still_finishes(stage: Stage, tmp_path: Path) -> None:
+    artifact = make_artifact(stage.store, SIZE)
+    counts = Tripwire()
+    await stage.sender(counts=counts)
+    for kills in range(6 if ALL else 2):
+        counts.at = sum(counts.bytes.values()) + SIZE / 10
+        counts.reached.clear()
+        process = await start(stage.port, tmp_path / "child", artifact)
+        await counts.reached.wait()
+        process.kill()
+        await process.wait()
+        assert not (tmp_path / "child" / "blobs" / artifact.sha256).exists(), kills
+    assert await (await start(stage.port, tmp_path / "child", artifact)).wait() == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_broker_killed_in_mid_transfer_costs_no_chunk_that_had_come(
+    stage: Stage, broker: Broker, seed: int
+) -> None:
+    artifact = make_artifact(stage.store, SIZE, seed)
+    counts = Tripwire()
+    counts.at = SIZE * random.Random(seed).random()
+    await stage.sender(counts=counts)
+    device = await stage.device("d1")
+    fetch = asyncio.create_task(device.downloader.fetch(artifact))
+    await counts.reached.wait()
+    broker.kill()
+    broker.start()
+    await fetch
+    device.blobs.read(artifact.sha256)
+    assert device.downloader.counters.refetched <= MOST_WINDOW * CHUNK_BYTES
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_sender_that_dies_is_taken_over_by_the_next_one(stage: Stage, seed: int) -> None:
+    artifact = make_artifact(stage.store, SIZE, seed)
+    counts = Tripwire()
+    counts.at = SIZE * random.Random(seed).random()
+    first = await stage.sender(counts=counts)
+    devices = [await stage.device(f"d{number}") for number in range(3)]
+    fetches = [asyncio.create_task(device.downloader.fetch(artifact)) for device in devices]
+    await counts.reached.wait()
+    await stage.end(first)
+    await stage.sender(name="sender-2")
+    await asyncio.gather(*fetches)
+    for device in devices:
+        device.blobs.read(artifact.sha256)
+
+
+async def test_a_sender_process_killed_in_mid_transfer_is_answered_for_by_the_next_one(
+    stage: Stage, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    stage.store = Blobs(Layout(home).blobs)
+    artifact = make_artifact(stage.store, SIZE)
+    devices = [await stage.device(f"d{number}") for number in range(2)]
+    watcher = await stage.device("watcher")
+    words = [sys.executable, str(CHILD.with_name("sender_child.py")), str(stage.port), str(home)]
+    async with watcher.link.subscribe("t/d/+/c", qos=0) as chunks, watcher.link.subscribe("t/a/+/c", qos=0) as broadcast:
+        first = await asyncio.create_subprocess_exec(*words)
+        fetches = [asyncio.create_task(device.downloader.fetch(artifact)) for device in devices]
+        for _ in range(5):
+            await chunks.get()
+        for _ in range(20):
+            await broadcast.get()
+        first.kill()
+        await first.wait()
+    second = await asyncio.create_subprocess_exec(*words)
+    try:
+        await asyncio.gather(*fetches)
+    finally:
+        second.terminate()
+        assert await second.wait() == 0
+    for device in devices:
+        device.blobs.read(artifact.sha256)
+
+
+async def test_two_senders_share_the_shards(stage: Stage) -> None:
+    senders = [await stage.sender(name=f"s{half}", shards=range(8 * half, 8 * half + 8)) for half in range(2)]
+    device = await stage.device("d1")
+    total = 0
+    for seed in range(6):
+        artifact = make_artifact(stage.store, MIB, seed)
+        total += MIB + artifact.chunks_length
+        await device.downloader.fetch(artifact)
+    sent = [sender.counts.bytes["pull"] for sender in senders]
+    assert all(sent)
+    assert sum(sent) == total

@@ -1,0 +1,101 @@
+"""Bad networks: delay, 300 cuts of one connection, a drip, and a slow device beside fast ones."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.faults.conftest import ALL, Stage, make_artifact
+from tests.faults.proxy import FaultProxy
+
+from toprope_cloud.broadcast import Schedule
+from toprope_edge.window import MOST_WINDOW
+from toprope_shared.chunks import CHUNK_BYTES
+from toprope_shared.errors import LinkError
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("delay_ms", [10, 50, 100, 200, 400, 800] if ALL else [10, 100])
+async def test_a_delay_slows_and_brings_nothing_twice(stage: Stage, delay_ms: int) -> None:
+    artifact = make_artifact(stage.store, 6 * MIB)
+    async with FaultProxy(stage.port, delay_s=delay_ms / 1000) as proxy:
+        await stage.sender()
+        device = await stage.device("d1", proxy.port)
+        await device.downloader.fetch(artifact)
+    device.blobs.read(artifact.sha256)
+    if delay_ms <= 400:  # a longer round trip than the first wait has to be learnt at the price of a window
+        assert device.downloader.counters.refetched == 0
+    assert device.downloader.counters.refetched <= 2 * MOST_WINDOW * CHUNK_BYTES
+
+
+async def test_cuts_of_one_connection_cost_at_most_what_was_on_its_way(stage: Stage) -> None:
+    cuts = 300 if ALL else 20
+    artifact = make_artifact(stage.store, cuts * 4 * CHUNK_BYTES)
+    async with FaultProxy(stage.port, cut_after=3 * CHUNK_BYTES) as proxy:
+        proxy.most_cuts = cuts
+        sender = await stage.sender()
+        device = await stage.device("d1", proxy.port)
+        await device.downloader.fetch(artifact)
+        assert proxy.cuts >= cuts
+    device.blobs.read(artifact.sha256)
+    assert device.downloader.counters.refetched <= MOST_WINDOW * CHUNK_BYTES
+    sent_twice = sum(sender.counts.bytes.values()) - artifact.length - artifact.chunks_length
+    assert sent_twice <= (cuts + 1) * MOST_WINDOW * CHUNK_BYTES
+
+
+async def test_cuts_of_the_sender_s_connection_stop_nothing(stage: Stage) -> None:
+    artifact = make_artifact(stage.store, 8 * MIB)
+    async with FaultProxy(stage.port) as proxy:
+        await stage.sender(proxy.port)
+        device = await stage.device("d1")
+        fetch = asyncio.create_task(device.downloader.fetch(artifact))
+        for _ in range(50 if ALL else 5):
+            await asyncio.wait([fetch], timeout=0.2)
+            proxy.cut()
+        await fetch
+    device.blobs.read(artifact.sha256)
+
+
+async def test_a_drip_is_given_up_and_what_came_is_kept(stage: Stage) -> None:
+    artifact = make_artifact(stage.store, 4 * MIB)
+    async with FaultProxy(stage.port) as proxy:
+        await stage.sender()
+        device = await stage.device("d1", proxy.port, first_timeout_s=0.05)
+        proxy.drip = (1, 3.0)
+        with pytest.raises(LinkError, match="nothing came"):
+            await device.downloader.fetch(artifact)
+        proxy.drip = None
+        proxy.cut()
+        await device.downloader.fetch(artifact)
+    device.blobs.read(artifact.sha256)
+
+
+@pytest.mark.parametrize("broadcast", [0, 2], ids=["pull", "broadcast"])
+async def test_a_slow_device_beside_fast_ones_gets_all_and_loses_nobody_s_chunks(stage: Stage, broadcast: int) -> None:
+    artifact = make_artifact(stage.store, 3 * MIB)
+    async with FaultProxy(stage.port) as proxy:
+        proxy.drip = (65_536, 0.02)  # 3 MiB/s
+        await stage.sender(schedule=Schedule(devices=broadcast))
+        slow = await stage.device("slow", proxy.port, max_rate=MIB)
+        fast = [await stage.device(f"fast-{number}") for number in range(2)]
+        waiting = asyncio.create_task(slow.downloader.fetch(artifact))
+        await asyncio.gather(*(device.downloader.fetch(artifact) for device in fast))
+        if not broadcast:
+            assert not waiting.done()
+        await waiting
+    for device in (slow, *fast):
+        device.blobs.read(artifact.sha256)
+
+
+async def test_many_devices_that_reconnect_at_once_all_finish(stage: Stage) -> None:
+    artifact = make_artifact(stage.store, MIB)
+    async with FaultProxy(stage.port) as proxy:
+        await stage.sender()
+        devices = [await stage.device(f"d{number}", proxy.port) for number in range(100 if ALL else 10)]
+        fetches = [asyncio.create_task(device.downloader.fetch(artifact)) for device in devices]
+        await asyncio.wait(fetches, timeout=0.2)
+        proxy.cut()
+        await asyncio.gather(*fetches)
+    for device in devices:
+        device.blobs.read(artifact.sha256)
