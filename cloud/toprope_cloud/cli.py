@@ -14,6 +14,7 @@ __all__ = ["broker_app", "cloud_app", "devices_app", "keys_app"]
 broker_app = typer.Typer(help="The embedded MQTT broker.", no_args_is_help=True)
 cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
 devices_app = typer.Typer(help="What runs where.")
+rollout_app = typer.Typer(help="Watch a channel move to a release.", no_args_is_help=True)
 
 
 @broker_app.callback()
@@ -44,6 +45,7 @@ def cloud_run(
     host: str = typer.Option(None, help="Address to listen on; 127.0.0.1 by default."),
     port: int = typer.Option(None, help="Port to listen on; 8000 by default."),
     broker: str = typer.Option(None, help="The broker's address; mqtt://127.0.0.1:1883 by default."),
+    profile: str = typer.Option(None, help="The broker's limits: nats by default; see reference-topics."),
     log_level: str = typer.Option(None, help="debug, info, warning or error."),
     settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
 ) -> None:
@@ -53,7 +55,27 @@ def cloud_run(
     from toprope_shared.serving import app as serving
     from toprope_shared.settings import home, load
 
-    flags = {"host": host, "port": port, "broker": broker, "log_level": log_level}
+    flags = {"host": host, "port": port, "broker": broker, "broker_profile": profile, "log_level": log_level}
+    settings = load(CloudSettings, "cloud", flags, file=settings_file)
+    setup_logging(settings.log_level)
+    serving.run(run(settings, home()))
+
+
+@cloud_app.command("sender")
+def cloud_sender(
+    broker: str = typer.Option(None, help="The broker's address; mqtt://127.0.0.1:1883 by default."),
+    profile: str = typer.Option(None, help="The broker's limits: nats by default; see reference-topics."),
+    log_level: str = typer.Option(None, help="debug, info, warning or error."),
+    settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
+) -> None:
+    """Send artifacts in a process of its own, for the shards that the settings name, until stopped."""
+    from toprope_cloud.sender_process import run
+    from toprope_cloud.service import CloudSettings
+    from toprope_shared.cli import setup_logging
+    from toprope_shared.serving import app as serving
+    from toprope_shared.settings import home, load
+
+    flags = {"broker": broker, "broker_profile": profile, "log_level": log_level}
     settings = load(CloudSettings, "cloud", flags, file=settings_file)
     setup_logging(settings.log_level)
     serving.run(run(settings, home()))
@@ -87,14 +109,46 @@ def devices(
         console.print(reports_table(found[0]["reports"]))
 
 
+@rollout_app.callback()
+def rollout_group() -> None:
+    """Watch a channel move to a release."""
+
+
+@rollout_app.command("watch")
+def rollout_watch(
+    channel: str = typer.Argument("stable", help="The channel."),
+    url: str = typer.Option("http://127.0.0.1:8000", help="The cloud's address."),
+    timeout: float = typer.Option(600.0, min=0.0, help="Seconds after which it stops watching."),
+    once: bool = typer.Option(False, "--once", help="Look once and stop."),
+) -> None:
+    """Show which device is how far, until nothing moves; exit code 1 when a device failed."""
+    from rich.console import Console
+
+    from toprope_cloud import watch
+
+    def look() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        return _get(url, f"/api/rollouts/{channel}"), _get_devices(url)
+
+    found = watch.follow(look, Console(), timeout_s=timeout, once=once)
+    if any(row.verdict == watch.FAILED for row in found):
+        raise typer.Exit(1)
+
+
 def _get_devices(url: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = _get(url, "/api/devices")["devices"]
+    return rows
+
+
+def _get(url: str, path: str) -> dict[str, Any]:
     import urllib3
 
-    from toprope_shared.errors import LinkError
+    from toprope_shared.errors import LinkError, NotFoundError
 
     try:
-        answer = urllib3.request("GET", f"{url.rstrip('/')}/api/devices", timeout=10.0, retries=False)
-        rows: list[dict[str, Any]] = answer.json()["devices"]
-    except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
+        answer = urllib3.request("GET", url.rstrip("/") + path, timeout=10.0, retries=False)
+        body: dict[str, Any] = answer.json()
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
         raise LinkError(f"the cloud at {url} does not answer: {error}") from error
-    return rows
+    if answer.status != 200:
+        raise NotFoundError(str(body.get("error", f"the cloud answered {answer.status}")))
+    return body

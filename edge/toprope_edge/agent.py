@@ -26,7 +26,7 @@ from toprope_edge.metadata import HttpSource, MqttSource
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
 from toprope_edge.settings import NONE, EdgeSettings, Enrolment, lock_state, read_enrolment, state_folder
-from toprope_edge.transfer import Transfers
+from toprope_edge.transfer import Progress, Transfers
 from toprope_edge.trust_keeper import TrustKeeper
 from toprope_edge.update import Probation, UpdateRunner
 from toprope_shared.blobs import Blobs
@@ -35,7 +35,7 @@ from toprope_shared.engines import Engine, find_engines
 from toprope_shared.errors import InputError, IntegrityError, LinkError, TrustError
 from toprope_shared.link import Address, Link, Will
 from toprope_shared.manifest import Artifact
-from toprope_shared.messages import Ack, DesiredRelease, DeviceState, Rollout, RunningModel, decode, encode
+from toprope_shared.messages import Ack, DesiredRelease, DeviceState, Fetching, Rollout, RunningModel, decode, encode
 from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import build_app, listen, serve
 from toprope_shared.serving.dataplane import DataPlane
@@ -98,6 +98,7 @@ class Agent:
             http=http,
             counters=Transfers(self._registry),
             max_rate=settings.max_rate or find_profile(settings.broker_profile).bytes_per_s,
+            told=lambda: self._changed.set(),
         )
         self._runtime = Runtime(self._engines, self._blobs, threads=settings.threads, clock=self._clock)
         self._url = ""
@@ -275,6 +276,7 @@ class Agent:
             at=int(self._clock.now()),
             trust=self._keeper.last.verdict if self._keeper.last else "",
             trust_reason=self._keeper.last.reason if self._keeper.last else "",
+            fetching=_fetching(self._fetcher.progress),
         )
 
     def _running(self) -> list[RunningModel]:
@@ -314,6 +316,13 @@ def _engines(names: tuple[str, ...]) -> dict[str, Engine]:
             raise InputError(f"the engine {one.name} can't be used: {one.why}")
         log.info("without %s: %s", one.name, one.why)
     return found
+
+
+def _fetching(progress: Progress | None) -> Fetching | None:
+    if progress is None:
+        return None
+    size = (progress.sha256, progress.done_bytes, progress.total_bytes)
+    return Fetching(*size, rate=progress.rate, left_s=progress.left_s, road=progress.road)
 
 
 def _stop_on_signals() -> asyncio.Event:

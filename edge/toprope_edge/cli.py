@@ -28,6 +28,7 @@ def run(
     state: str = typer.Option(None, help="Folder of everything that the agent writes."),
     probation_calls: int = typer.Option(None, help="Successful calls after which a new model is kept."),
     probation_seconds: float = typer.Option(None, help="Seconds after which a new model is kept."),
+    profile: str = typer.Option(None, help="The broker's limits: nats by default; see reference-topics."),
     log_level: str = typer.Option(None, help="debug, info, warning or error."),
     settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
 ) -> None:
@@ -51,6 +52,7 @@ def run(
         "state": state,
         "probation_calls": probation_calls,
         "probation_seconds": probation_seconds,
+        "broker_profile": profile,
         "log_level": log_level,
     }
     settings = load(EdgeSettings, "edge", flags, file=settings_file)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +58,7 @@ class Downloader:
         counters: what the agent shows.
         max_rate: bytes a second that this device wants at most; 0 is no limit.
         first_timeout_s: seconds that a window waits beyond its round trips.
+        told: called when `progress` has changed.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Downloader:
         first_timeout_s: float = FIRST_TIMEOUT_S,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        told: Callable[[], None] | None = None,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -88,6 +91,7 @@ class Downloader:
         self._http_first_until = 0.0
         self.counters = counters or Transfers()
         self.progress: Progress | None = None
+        self._told = told
         partial.mkdir(parents=True, exist_ok=True)
 
     async def fetch(self, artifact: Artifact) -> Path:
@@ -197,3 +201,5 @@ class Downloader:
     def _tell(self, progress: Progress) -> None:
         self.progress = progress
         log.info("%s", progress)
+        if self._told is not None:
+            self._told()

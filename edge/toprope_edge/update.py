@@ -180,7 +180,7 @@ class UpdateRunner:
         for variant in candidates:
             await self._rebuild(variant, ways[variant.artifact.sha256])
         for artifact in (manifest.golden.artifact, *(variant.artifact for variant in candidates)):
-            await asyncio.to_thread(self._blobs.read, artifact.sha256)
+            await asyncio.to_thread(self._blobs.check, artifact.sha256)
         self._enter(release, State.VERIFIED)
         chosen, result = await self._probe(manifest, candidates)
         text = f"{chosen.name} on {result.runtime}: {result.latency_us:.1f} µs, off by {result.error_ppm} ppm"

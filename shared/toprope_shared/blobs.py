@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from toprope_shared.digest import is_sha256, sha256
+from toprope_shared.digest import is_sha256, sha256, sha256_file
 from toprope_shared.errors import IntegrityError
 
 
@@ -45,6 +45,19 @@ class Blobs:
         if sha256(data) != digest:
             raise IntegrityError(f"the file {digest[:12]}… was altered on disk")
         return data
+
+    def check(self, digest: str) -> None:
+        """Hold a file against its name without reading it into memory.
+
+        Raises:
+            IntegrityError: the file is missing or its bytes are not of this digest.
+        """
+        try:
+            same = sha256_file(self.path(digest)) == digest
+        except FileNotFoundError as error:
+            raise IntegrityError(f"the file {digest[:12]}… is missing") from error
+        if not same:
+            raise IntegrityError(f"the file {digest[:12]}… was altered on disk")
 
     def put(self, data: bytes) -> str:
         """Store bytes durably and return their digest."""

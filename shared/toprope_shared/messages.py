@@ -59,6 +59,23 @@ class RunningModel(msgspec.Struct, frozen=True):
     state: str = "IDLE"
 
 
+class Fetching(msgspec.Struct, frozen=True):
+    """How far a device is with the artifact that it fetches.
+
+    Attributes:
+        rate: smoothed bytes a second.
+        left_s: seconds that are left at this rate; None while nothing comes.
+        road: pull, broadcast or http.
+    """
+
+    sha256: str
+    done_bytes: int
+    total_bytes: int
+    rate: float
+    left_s: float | None
+    road: str
+
+
 class DeviceState(msgspec.Struct, frozen=True):
     """A device's retained presence.
 
@@ -69,6 +86,7 @@ class DeviceState(msgspec.Struct, frozen=True):
         url: where the agent's local door listens, for people; empty in the will.
         trust: the verdict of the last look at the trust metadata: fresh, stale or attack; empty before the first.
         trust_reason: why it is not fresh.
+        fetching: the fetch under way.
     """
 
     device: str
@@ -81,6 +99,7 @@ class DeviceState(msgspec.Struct, frozen=True):
     at: int = 0
     trust: str = ""
     trust_reason: str = ""
+    fetching: Fetching | None = None
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -33,6 +33,8 @@ def test_a_release_reaches_a_device_and_the_next_one_replaces_it(world: World) -
     settled(world, "dev-1", "1.0.0")
     answers(world, "dev-1", 2.0)
     world.publish("1.1.0", 2, factor=5.0)
+    shown = world.command("rollout", "watch", "stable", "--url", f"http://127.0.0.1:{world.ports['cloud']}")
+    assert "1 in sync, 0 moving, 0 failed" in shown
     settled(world, "dev-1", "1.1.0")
     answers(world, "dev-1", 5.0)
 
