@@ -50,8 +50,10 @@ async def run(settings: CloudSettings, home: Path) -> None:
     )
     async with link:
         task = asyncio.create_task(sender.run(), name="sender")
+        renewal = asyncio.create_task(link.keep_subscribed(), name="subscriptions")
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         log.info("sending for the shards %s", ", ".join(map(str, settings.sender_shards)) or "0 to 15")
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        renewal.cancel()

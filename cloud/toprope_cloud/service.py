@@ -121,6 +121,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
                     group.create_task(serve(app, sock), name="http"),
                     group.create_task(publisher.run(), name="publisher"),
                     group.create_task(sender.run(), name="sender"),
+                    group.create_task(link.keep_subscribed(), name="subscriptions"),
                     group.create_task(listen_to_devices(link, topics, fleet), name="devices"),
                     group.create_task(jobs.run(), name="jobs"),
                 ]

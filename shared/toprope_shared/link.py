@@ -30,6 +30,7 @@ KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 5.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 PUBLISH_TIMEOUT_S = 20.0
+RENEW_S = 20.0
 RETAINED_TIMEOUT_S = 10.0
 MAX_QUEUED_OUT = 1000
 MAX_IN_FLIGHT = 64
@@ -217,6 +218,18 @@ class Link:
             self._subscriptions.remove(subscription)
             if self.connected and all(other.pattern != pattern for other in self._subscriptions):
                 self._client.unsubscribe(pattern)
+
+    async def keep_subscribed(self, every_s: float = RENEW_S) -> None:
+        """Ask for every subscription anew from time to time, until cancelled.
+
+        A nats-server that reloads its users while a client subscribes may forget the subscription without a word, and
+        a listener that is deaf does not know it. Retained messages come again each time.
+        """
+        while True:
+            await self.wait_connected()
+            await asyncio.sleep(every_s)
+            for subscription in list(self._subscriptions) if self.connected else ():
+                self._client.subscribe(subscription.pattern, subscription.qos)
 
     async def retained(self, topic: str, *, timeout_s: float = RETAINED_TIMEOUT_S) -> bytes:
         """Return a topic's retained (or next) message.

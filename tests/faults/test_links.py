@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.faults.conftest import ALL, Stage, make_artifact
+from tests.faults.conftest import ALL, Broker, Stage, make_artifact
 from tests.faults.proxy import FaultProxy
 
 from toprope_cloud.broadcast import Schedule
 from toprope_edge.window import MOST_WINDOW
 from toprope_shared.chunks import CHUNK_BYTES
 from toprope_shared.errors import LinkError
+from toprope_shared.link import Address, Link, Subscription
 
 MIB = 1 << 20
 
@@ -55,6 +56,27 @@ async def test_cuts_of_the_sender_s_connection_stop_nothing(stage: Stage) -> Non
             proxy.cut()
         await fetch
     device.blobs.read(artifact.sha256)
+
+
+async def test_a_subscription_that_the_broker_forgot_is_asked_for_again(broker: Broker) -> None:
+    link = Link((Address.parse(f"mqtt://127.0.0.1:{broker.port}"),), client_id="listener")
+    async with link, link.subscribe("a/b", qos=0) as heard:
+        await link.wait_connected(20)
+        link._client.unsubscribe("a/b")  # the broker forgets it, and the listener does not know
+        renewal = asyncio.create_task(link.keep_subscribed(0.2))
+        async with asyncio.timeout(20):
+            while not await _hears(link, heard):
+                continue
+        renewal.cancel()
+
+
+async def _hears(link: Link, heard: Subscription) -> bool:
+    await link.publish("a/b", b"there?", qos=0)
+    try:
+        async with asyncio.timeout(0.3):
+            return (await heard.get()).payload == b"there?"
+    except TimeoutError:
+        return False
 
 
 async def test_a_drip_is_given_up_and_what_came_is_kept(stage: Stage) -> None:

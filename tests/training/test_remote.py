@@ -285,4 +285,4 @@ async def test_the_command_trains_at_a_cloud_and_shows_the_bundle(sample: Path, 
         assert done.exit_code == 0, done.output
         assert "double 1.0.0" in done.stdout
         refused = await asyncio.to_thread(CliRunner().invoke, train_app, [*words, url, "--data", "x.csv"])
-        assert "--data and --tensorboard name files of this machine" in str(refused.exception)
+        assert "--data, --tensorboard and --base name files of this machine" in str(refused.exception)
