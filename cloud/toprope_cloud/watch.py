@@ -71,7 +71,8 @@ def _transfer(fetching: Mapping[str, Any] | None) -> str:
         return ""
     done, total, rate = (fetching[name] / (1 << 20) for name in ("done_bytes", "total_bytes", "rate"))
     left = "" if fetching["left_s"] is None else f", {fetching['left_s']:.0f} s left"
-    return f"{done:.1f} of {total:.1f} MiB by {fetching['road']}, {rate:.2f} MiB/s{left}"
+    over = f" over {fetching['over']}" if fetching.get("over") else ""
+    return f"{done:.1f} of {total:.1f} MiB by {fetching['road']}{over}, {rate:.2f} MiB/s{left}"
 
 
 def settled(found: Sequence[Row]) -> bool:

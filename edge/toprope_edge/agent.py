@@ -45,6 +45,7 @@ from toprope_shared.trust import TrustClient, Verdict, verify_target
 
 log = logging.getLogger(__name__)
 
+HTTP_ROAD, HTTP_ROAD_CODE = "HTTP_ROAD", "http_road"  # reported when HTTP brings what MQTT does not
 REFRESH_S = 600.0
 RETRY_S = 5.0
 
@@ -99,6 +100,7 @@ class Agent:
             counters=Transfers(self._registry),
             max_rate=settings.max_rate or find_profile(settings.broker_profile).bytes_per_s,
             told=lambda: self._changed.set(),
+            switched=self._report_switch,
         )
         self._runtime = Runtime(self._engines, self._blobs, threads=settings.threads, clock=self._clock)
         self._url = ""
@@ -136,6 +138,11 @@ class Agent:
             changed=self._changed.set,
         )
         return trust, keeper
+
+    def _report_switch(self, text: str) -> None:
+        """Keep a report of a change of road, so that the operator hears that MQTT brings nothing to this device."""
+        self._journal.alarm(HTTP_ROAD, int(self._keeper.clock.now()), HTTP_ROAD_CODE, text)
+        self._changed.set()
 
     def _require(self, release: DesiredRelease) -> None:
         self._trust.require(release.model, release.version, release.manifest_sha256)
@@ -322,7 +329,7 @@ def _fetching(progress: Progress | None) -> Fetching | None:
     if progress is None:
         return None
     size = (progress.sha256, progress.done_bytes, progress.total_bytes)
-    return Fetching(*size, rate=progress.rate, left_s=progress.left_s, road=progress.road)
+    return Fetching(*size, rate=progress.rate, left_s=progress.left_s, road=progress.road, over=progress.over)
 
 
 def _stop_on_signals() -> asyncio.Event:

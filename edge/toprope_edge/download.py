@@ -39,8 +39,8 @@ MAX_UNCHUNKED_BYTES = 32 << 20
 class Fetcher(Protocol):
     """Brings an artifact into the device's blobs."""
 
-    async def fetch(self, artifact: Artifact) -> Path:
-        """Return where the verified bytes stand.
+    async def fetch(self, artifact: Artifact, *, delta: bool = False) -> Path:
+        """Return where the verified bytes stand; that they are a delta's is told with the progress.
 
         Raises:
             LinkError: nothing came for too long; what came is kept for the next try.
@@ -59,6 +59,7 @@ class Downloader:
         max_rate: bytes a second that this device wants at most; 0 is no limit.
         first_timeout_s: seconds that a window waits beyond its round trips.
         told: called when `progress` has changed.
+        switched: called with a sentence for the operator when HTTP brings what MQTT does not.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Downloader:
         clock: Clock | None = None,
         rng: random.Random | None = None,
         told: Callable[[], None] | None = None,
+        switched: Callable[[str], None] | None = None,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -92,9 +94,10 @@ class Downloader:
         self.counters = counters or Transfers()
         self.progress: Progress | None = None
         self._told = told
+        self._tell_switch = switched
         partial.mkdir(parents=True, exist_ok=True)
 
-    async def fetch(self, artifact: Artifact) -> Path:
+    async def fetch(self, artifact: Artifact, *, delta: bool = False) -> Path:
         """Return where the verified bytes stand; see `Fetcher.fetch`."""
         path = self._blobs.path(artifact.sha256)
         async with self._one_at_a_time:
@@ -102,12 +105,12 @@ class Downloader:
                 if await asyncio.to_thread(self._is_here, artifact.sha256):
                     return path
                 if artifact.chunks is None:
-                    data = await self._small(artifact.sha256, artifact.length)
+                    data = await self._small(artifact.sha256, artifact.length, delta=delta)
                     await asyncio.to_thread(self._blobs.put, data)
                 else:
-                    await self._big(artifact.sha256, await self._table(artifact))
+                    await self._big(artifact.sha256, await self._table(artifact), delta=delta)
             finally:
-                self.progress = None
+                self._show(None)
         return path
 
     def _is_here(self, digest: str) -> bool:
@@ -130,24 +133,24 @@ class Downloader:
             raise IntegrityError(f"the chunk manifest {artifact.chunks[:12]}… is of another artifact")
         return table
 
-    async def _small(self, digest: str, length: int) -> bytes:
+    async def _small(self, digest: str, length: int, *, delta: bool = False) -> bytes:
         if length > MAX_UNCHUNKED_BYTES:
             raise IntegrityError(f"{digest[:12]}… has {length} bytes and no chunk manifest")
         memory = Memory(length)
-        await self._bring(digest, set(range(count_chunks(length, CHUNK_BYTES))), memory)
+        await self._bring(digest, set(range(count_chunks(length, CHUNK_BYTES))), memory, delta=delta)
         data = bytes(memory.data)
         if sha256(data) != digest:
             # Not the release's fault: a forged or damaged chunk must not refuse it for good.
             raise LinkError(f"what came for {digest[:12]}… has another digest; it is asked for again later")
         return data
 
-    async def _big(self, digest: str, table: ChunkManifest) -> None:
+    async def _big(self, digest: str, table: ChunkManifest, *, delta: bool) -> None:
         path = self._partial / f"{digest}.part"
         async with partial_file(path, table.length) as file:
             have = await asyncio.to_thread(chunks_in, file, table)
             if have:
                 log.info("%s… resumes with %d of %d chunks", digest[:12], len(have), table.count)
-            await self._bring(digest, set(range(table.count)) - have, Checked(file, table))
+            await self._bring(digest, set(range(table.count)) - have, Checked(file, table), delta=delta)
             await asyncio.to_thread(os.fsync, file.fileno())
             whole = await asyncio.to_thread(sha256_file, path)
         if whole != digest:
@@ -155,11 +158,13 @@ class Downloader:
             raise IntegrityError(f"the artifact {digest[:12]}… does not have its digest though all chunks do")
         self._blobs.adopt(path, digest)
 
-    async def _bring(self, digest: str, missing: set[int], target: Target) -> None:
+    async def _bring(self, digest: str, missing: set[int], target: Target, *, delta: bool = False) -> None:
         """Bring the missing chunks by the first road that works: MQTT, HTTP, then MQTT with all its patience."""
         if not missing:
             return
-        fetch = Fetch(digest, missing, target, self.counters, clock=self._clock, tell=self._tell)
+        fetch = Fetch(digest, missing, target, self.counters, clock=self._clock, tell=self._tell, delta=delta)
+        if target.proves or delta:
+            fetch.begin()
         if self._http is None:
             await self._pull(fetch, PATIENCE)
             return
@@ -196,10 +201,17 @@ class Downloader:
         if now >= self._http_first_until:
             self.counters.switched()
             self._http_first_until = now + HTTP_FIRST_S
-            log.warning("MQTT brings no chunks; for the next %g minutes they come over HTTP", HTTP_FIRST_S / 60)
+            text = f"MQTT brings no chunks; for the next {HTTP_FIRST_S / 60:g} minutes they come over HTTP"
+            log.warning("%s", text)
+            if self._tell_switch is not None:
+                self._tell_switch(text)
 
     def _tell(self, progress: Progress) -> None:
-        self.progress = progress
         log.info("%s", progress)
-        if self._told is not None:
-            self._told()
+        self._show(progress)
+
+    def _show(self, progress: Progress | None) -> None:
+        if progress != self.progress:
+            self.progress = progress
+            if self._told is not None:
+                self._told()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from toprope_edge.inbox import Connected, Inbox, inbox
 from toprope_edge.partial import Target
 from toprope_edge.transfer import Meter, Progress, Road, Transfers
-from toprope_edge.window import FIRST_TIMEOUT_S, MOST_WINDOW, Window
+from toprope_edge.window import FIRST_TIMEOUT_S, FIRST_WINDOW, MOST_WINDOW, Window
 from toprope_shared.chunks import MAX_BITMAP_BITS, Announce, Data, Need, Phase
 from toprope_shared.clock import Clock
 from toprope_shared.errors import InputError, LinkError
@@ -34,6 +34,7 @@ class Fetch:
     Args:
         missing: indexes of the chunks to bring; emptied as they come.
         tell: called about once a second with how far it is.
+        delta: whether the artifact is a delta.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Fetch:
         *,
         clock: Clock,
         tell: Callable[[Progress], None],
+        delta: bool = False,
     ) -> None:
         self.digest = digest
         self.missing = missing
@@ -52,9 +54,10 @@ class Fetch:
         self.clock = clock
         self._counters = counters
         self._tell = tell
+        self._delta = delta
         self._told = clock.steady()
         done = target.length - sum(self.size(index) for index in missing)
-        self._meter = Meter(digest, target.length, done, self._told)
+        self._meter = Meter(digest, target.length, done, self._told, delta=delta)
 
     def size(self, index: int) -> int:
         """Return the length of a chunk in bytes."""
@@ -72,9 +75,13 @@ class Fetch:
         if not self.target.write(index, chunk):
             return False
         self.missing.discard(index)
-        self._counters.took(road, len(chunk))
+        self._counters.took(road, len(chunk), delta=self._delta)
         self._meter.took(road, len(chunk))
         return True
+
+    def begin(self) -> None:
+        """Tell that it begins; what is fetched within a second is told of by this alone."""
+        self._tell(self._meter.progress(FIRST_WINDOW, self.clock.steady()))
 
     def show(self, window: int) -> None:
         """Tell how far it is, when it is time."""

@@ -11,6 +11,8 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+DELTA = "delta"  # the road that is told of a fetch whose chunks, by whatever road they come, are those of a delta
+
 
 class Road(StrEnum):
     """How a chunk came."""
@@ -22,20 +24,22 @@ class Road(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one fetch is; `left_s` is None while nothing comes."""
+    """How far one fetch is; `left_s` is None while nothing comes, `over` is the road of a delta's chunks, else empty."""
 
     sha256: str
     done_bytes: int
     total_bytes: int
     rate: float
     left_s: float | None
-    road: Road
+    road: str
     window: int
+    over: str = ""
 
     def __str__(self) -> str:
         left = "" if self.left_s is None else f", {self.left_s:.0f} s left"
+        road = f"{self.road} over {self.over}" if self.over else self.road
         return (
-            f"{self.sha256[:12]}…: {self.done_bytes / (1 << 20):.1f} of {self.total_bytes / (1 << 20):.1f} MiB by {self.road}, "
+            f"{self.sha256[:12]}…: {self.done_bytes / (1 << 20):.1f} of {self.total_bytes / (1 << 20):.1f} MiB by {road}, "
             f"{self.rate / (1 << 20):.2f} MiB/s{left}"
         )
 
@@ -49,15 +53,18 @@ class Transfers:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.bytes = dict.fromkeys(Road, 0)
+        self.delta_bytes = 0
         self.refetched = 0
         self.switches = 0
         self._metrics = _Metrics(registry) if registry else None
 
-    def took(self, road: Road, size: int) -> None:
-        """Count a chunk that was missing."""
+    def took(self, road: Road, size: int, *, delta: bool = False) -> None:
+        """Count a chunk that was missing; one of a delta counts by its road and again as a delta's."""
         self.bytes[road] += size
+        self.delta_bytes += size * delta
         if self._metrics:
             self._metrics.bytes.labels(road.value).inc(size)
+            self._metrics.delta_bytes.inc(size * delta)
 
     def took_again(self, size: int) -> None:
         """Count a chunk that was here already."""
@@ -81,6 +88,7 @@ class Transfers:
 class _Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.bytes = Counter("toprope_transfer_bytes", "Bytes of chunks taken, by road.", ("road",), registry=registry)
+        self.delta_bytes = Counter("toprope_transfer_delta_bytes", "Of these, bytes of deltas.", registry=registry)
         self.refetched = Counter(
             "toprope_transfer_refetched_bytes", "Bytes of chunks that were here already.", registry=registry
         )
@@ -94,12 +102,14 @@ class Meter:
 
     Args:
         total_bytes, done_bytes: of the artifact; what a resumed fetch already has counts as done.
+        delta: whether the artifact is a delta.
     """
 
     _SMOOTH_S = 5.0
 
-    def __init__(self, sha256: str, total_bytes: int, done_bytes: int, now: float) -> None:
+    def __init__(self, sha256: str, total_bytes: int, done_bytes: int, now: float, *, delta: bool = False) -> None:
         self._sha256 = sha256
+        self._delta = delta
         self._total = total_bytes
         self._done = done_bytes
         self._road = Road.PULL
@@ -122,4 +132,5 @@ class Meter:
             self._rate += weight * (newest - self._rate)
             self._fresh, self._at = 0, now
         left = (self._total - self._done) / self._rate if self._rate > 1 else None
-        return Progress(self._sha256, self._done, self._total, self._rate, left, self._road, window)
+        road, over = (DELTA, self._road.value) if self._delta else (self._road, "")
+        return Progress(self._sha256, self._done, self._total, self._rate, left, road, window, over)

@@ -174,8 +174,9 @@ class UpdateRunner:
         ways = {variant.artifact.sha256: self._delta(variant) for variant in candidates}
         wanted = [way.artifact if way else variant.artifact for variant, way in zip(candidates, ways.values(), strict=True)]
         self._enter(release, State.FETCHING, text=_told(wanted, sum(way is not None for way in ways.values())))
-        for artifact in (manifest.golden.artifact, *wanted):
-            await self._fetcher.fetch(artifact)
+        await self._fetcher.fetch(manifest.golden.artifact)
+        for artifact, way in zip(wanted, ways.values(), strict=True):
+            await self._fetcher.fetch(artifact, delta=way is not None)
         self._enter(release, State.RECONSTRUCT)
         for variant in candidates:
             await self._rebuild(variant, ways[variant.artifact.sha256])

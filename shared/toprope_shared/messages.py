@@ -65,7 +65,8 @@ class Fetching(msgspec.Struct, frozen=True):
     Attributes:
         rate: smoothed bytes a second.
         left_s: seconds that are left at this rate; None while nothing comes.
-        road: pull, broadcast or http.
+        road: pull, broadcast or http; delta when what is fetched is a delta.
+        over: the road of the delta's chunks; empty for what is no delta.
     """
 
     sha256: str
@@ -74,6 +75,7 @@ class Fetching(msgspec.Struct, frozen=True):
     rate: float
     left_s: float | None
     road: str
+    over: str = ""
 
 
 class DeviceState(msgspec.Struct, frozen=True):

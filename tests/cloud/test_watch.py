@@ -57,6 +57,12 @@ def test_a_fetch_shows_bytes_rate_time_left_and_road() -> None:
     assert row.transfer == "3.0 of 24.0 MiB by pull, 2.00 MiB/s, 10 s left"
 
 
+def test_a_delta_is_a_road_and_shows_the_road_of_its_chunks() -> None:
+    fetching = FETCHING | {"road": "delta", "over": "http"}
+    (row,) = watch.rows(ROLLOUT, [device("1.0.0", "FETCHING", fetching=fetching)])
+    assert row.transfer == "3.0 of 24.0 MiB by delta over http, 2.00 MiB/s, 10 s left"
+
+
 def test_watching_ends_when_nothing_moves() -> None:
     looks = iter([device("1.1.0", "COMMITTED")])
     screen = Console(file=io.StringIO(), width=120)

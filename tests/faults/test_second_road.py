@@ -49,10 +49,13 @@ async def test_a_device_that_mqtt_brings_nothing_gets_it_over_http_and_says_so(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = make_artifact(stage.store, SIZE)
+    told: list[str] = []
     async with cloud(stage.store) as url:
-        device = await stage.device("d1", http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S)
+        road = HttpRoad(url, "d1", "secret")
+        device = await stage.device("d1", http=road, first_timeout_s=SOON_S, switched=told.append)
         await device.downloader.fetch(artifact)
     device.blobs.read(artifact.sha256)
+    assert told == ["MQTT brings no chunks; for the next 10 minutes they come over HTTP"]
     counters = device.downloader.counters
     assert counters.bytes[Road.HTTP] == SIZE + artifact.chunks_length
     assert (counters.bytes[Road.PULL], counters.switches) == (0, 1)

@@ -63,6 +63,7 @@ def test_a_device_that_holds_the_base_fetches_a_delta_and_not_the_file(world: Wo
     length = second.variants[0].deltas[0].artifact.length
     assert length < BIG / 100
     assert world.report("dev-1", "1.1.0", "FETCHING") == f"{length} bytes in 1 files, 1 of them deltas"
+    assert "MiB by delta over pull" in (world.home / "dev-1.log").read_text()
 
 
 def test_a_delta_that_makes_nothing_costs_one_fetch_of_the_whole_file(world: World) -> None:
