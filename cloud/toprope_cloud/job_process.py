@@ -188,6 +188,6 @@ def _told(line: bytes) -> Progress | None:
         return None
     try:
         told = msgspec.json.decode(line, type=_Told)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return Progress(told.text[:REASON_CHARS], told.done, told.total)

@@ -84,7 +84,7 @@ def jobs_router(jobs: Jobs, guard: Sequence[Depends], *, keep_alive_s: float = K
 def _parsed(body: bytes) -> JobRequest:
     try:
         return msgspec.json.decode(body, type=JobRequest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(
             f'the request\'s body does not fit: {error}; send e.g. {{"recipe": "linear", "version": "1.0.0", "seed": 0}}'
         ) from error

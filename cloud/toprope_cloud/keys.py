@@ -110,7 +110,7 @@ def _uris(folder: Path) -> dict[str, str]:
     file = folder / URIS
     try:
         table = tomllib.loads(file.read_text()).get("uris", {}) if file.exists() else {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f'{file} can\'t be read: {error}; it holds a table [uris] with lines like "KEY ID" = "URI"'
         ) from error

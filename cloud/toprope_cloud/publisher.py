@@ -95,23 +95,23 @@ async def listen_to_devices(link: Link, topics: Topics, fleet: Fleet) -> None:
 
 async def _take_states(states: Subscription, topics: Topics, fleet: Fleet) -> None:
     async for message in states:
-        device = topics.device_of(message.topic)
         try:
+            device = topics.device_of(message.topic)
             state = decode(DeviceState, message.payload)
         except InputError as error:
-            log.warning("%s sent a state that is passed over: %s", device, error)
+            log.warning("a state on %s is passed over: %s", message.topic, error)
             continue
         if state.device == device:
             await asyncio.to_thread(fleet.put_state, device, state)
 
 
 async def _take_report(message: Message, link: Link, topics: Topics, fleet: Fleet) -> None:
-    device = topics.device_of(message.topic)
     try:
+        device = topics.device_of(message.topic)
         report = decode(Report, message.payload)
         number = await asyncio.to_thread(fleet.put_report, device, report)
         await link.publish(topics.ack(device), encode(Ack(number)), qos=1)
     except InputError as error:
-        log.warning("%s sent a report that is passed over: %s", device, error)
+        log.warning("a report on %s is passed over: %s", message.topic, error)
     except LinkError as error:
         log.info("a report of %s is not acknowledged; it will come again: %s", device, error)

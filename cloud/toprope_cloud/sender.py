@@ -95,11 +95,11 @@ class Sender:
             self._take(message, group)
 
     def _take(self, message: Message, group: asyncio.TaskGroup) -> None:
-        name = self._topics.device_of(message.topic)
         try:
+            name = self._topics.device_of(message.topic)
             need = Need.parse(message.payload)
         except InputError as error:
-            log.warning("%s sent a message that is passed over: %s", name, error)
+            log.warning("a message on %s is passed over: %s", message.topic, error)
             return
         self.counts.asked()
         key = (need.sha256, need.chunk_bytes)

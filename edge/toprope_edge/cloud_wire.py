@@ -192,7 +192,7 @@ def _sentence(reply: Reply) -> str:
     """Return the error sentence of an inference door; empty when something else answered, e.g. a proxy."""
     try:
         return msgspec.json.decode(reply.body, type=_ErrorBody).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return ""
 
 

@@ -91,7 +91,7 @@ class _Client:
     def get(self, path: str) -> Any:
         try:
             return json.loads(self.ask("GET", path).data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LinkError(f"what answers at {self._url} does not speak the Open Inference Protocol") from error
 
     def ask(self, method: str, path: str, **more: Any) -> urllib3.BaseHTTPResponse:
@@ -124,15 +124,15 @@ def _refuse(answer: urllib3.BaseHTTPResponse) -> NoReturn:
     try:
         body = json.loads(answer.data)
         sentence = str(body["error"])
-    except (ValueError, TypeError, KeyError):
-        body, sentence = {}, f"the server answered HTTP {answer.status} without saying why"
+        reasons = tuple(map(str, body.get("reasons", ())))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        reasons, sentence = (), f"the server answered HTTP {answer.status} without saying why"
     if answer.status == 404:
         raise NotFoundError(sentence)
     if 400 <= answer.status < 500:
         raise RequestError(sentence)
     if answer.status == 504:
         raise DeadlineError(sentence)
-    reasons = tuple(str(reason) for reason in body.get("reasons", ()))
     raise UnavailableError(f"{sentence} ({', '.join(reasons)})" if reasons else sentence, reasons=reasons)
 
 

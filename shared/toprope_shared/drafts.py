@@ -63,7 +63,7 @@ class Draft(msgspec.Struct, frozen=True):
             if path.stat().st_size > MAX_BYTES:
                 raise InputError(f"{path} is larger than any draft")
             draft = msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError, ValueError) as error:
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a draft that can be read: {error}") from error
         if not draft.roots or not draft.documents or len({one.role for one in draft.documents}) < len(draft.documents):
             raise InputError(

@@ -107,7 +107,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _sealed(folder: Path) -> dict[str, str] | None:
     try:
         found = json.loads((folder / SEAL).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

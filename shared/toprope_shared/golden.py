@@ -6,12 +6,17 @@ The same code judges at the release's gates, in the cloud and on a device. No di
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from toprope_shared.engines import Session
 from toprope_shared.errors import ProbeError
@@ -21,6 +26,11 @@ from toprope_shared.tensors import Array, Tensors
 WARM_CALLS = 20
 MAX_CALLS = 500
 TIMING_S = 0.5
+MAX_UNPACKED_BYTES = 256 * 1024 * 1024
+# What zipfile and numpy raise for altered bytes; which one depends on which byte it is.
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, TypeError, SyntaxError, zipfile.BadZipFile, zlib.error)
+
+_npy: Any = npy_format  # numpy has no types for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +52,13 @@ class GoldenSet:
         """Read an `.npz` file with arrays `in.<name>` and `<reference>.<name>`.
 
         Raises:
-            ProbeError: it holds no inputs, or no outputs of this reference.
+            ProbeError: it is no such file, unpacks to more than `MAX_UNPACKED_BYTES`, or holds no inputs or no outputs of
+                this reference.
         """
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            named = [(*name.partition(".")[::2], arrays[name]) for name in arrays.files]
+        try:
+            named = [(*name.partition(".")[::2], array) for name, array in _arrays(data)]
+        except UNREADABLE as error:
+            raise ProbeError(f"the golden set is not an .npz file that can be read: {error}") from error
         inputs = {name: array for kind, name, array in named if kind == "in"}
         outputs = {name: array for kind, name, array in named if kind == reference}
         if not inputs or not outputs:
@@ -63,6 +76,31 @@ class GoldenSet:
     def error_ppm(self, got: Tensors) -> int:
         """Return the largest distance of the compared outputs, see `golden_error_ppm`."""
         return max(golden_error_ppm(expected, got[name]) for name, expected in self.outputs.items())
+
+
+def _arrays(data: bytes) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of an `.npz` file; each takes no more memory than its member has bytes.
+
+    numpy makes room for what an array's header claims, before it has read any of it: the header is looked at first.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        members = file.infolist()
+        if sum(member.file_size for member in members) > MAX_UNPACKED_BYTES:
+            raise ValueError(f"its arrays have more than {MAX_UNPACKED_BYTES} bytes")
+        for member in members:
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others choose their own memory
+                raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
+            raw = file.read(member)
+            held = io.BytesIO(raw)
+            version = _npy.read_magic(held)
+            read = {(1, 0): _npy.read_array_header_1_0, (2, 0): _npy.read_array_header_2_0}.get(version)
+            if read is None:
+                raise ValueError(f"{member.filename} is of version {version}")
+            shape, _, dtype = read(held)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(raw) - held.tell():
+                raise ValueError(f"{member.filename} does not hold what its header says")
+            held.seek(0)
+            yield member.filename.removesuffix(".npy"), _npy.read_array(held, allow_pickle=False)
 
 
 def run_all(session: Session, inputs: Tensors, *, stacked: bool, batch: int | None = None) -> dict[str, Array]:

@@ -68,11 +68,15 @@ class Address:
         Raises:
             InputError: the URL has another scheme, or no host.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:  # brackets that do not close, or a port that is none
+            host = None
+        if not host or parts.scheme not in ("mqtt", "mqtts"):
             raise InputError(f"{url!r} is not a broker's address; write mqtt://host:1883 or mqtts://host:8883")
         tls = parts.scheme == "mqtts"
-        return cls(parts.hostname, parts.port or (8883 if tls else 1883), tls)
+        return cls(host, port or (8883 if tls else 1883), tls)
 
     def __str__(self) -> str:
         return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
@@ -314,7 +318,12 @@ class Link:
             log.error("the broker refused a subscription: these credentials may not read that topic")
 
     def _on_message(self, _: Client, __: Any, message: MQTTMessage) -> None:
-        self._hand_over(self._deliver, Message(message.topic, bytes(message.payload), message.retain))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # it would end paho's thread, and the link with it
+            log.warning("a message is passed over: its topic is not UTF-8")
+            return
+        self._hand_over(self._deliver, Message(topic, bytes(message.payload), message.retain))
 
     def _on_publish(self, _: Client, __: Any, mid: int, ___: ReasonCode, ____: Properties) -> None:
         self._hand_over(self._acknowledge, mid)

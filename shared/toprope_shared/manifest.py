@@ -24,9 +24,12 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Slug = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 # Source: semver.org 2.0.0, without build metadata (a `+` may not stand in a TUF path pattern or an MQTT topic).
 Version = Annotated[
-    str, msgspec.Meta(pattern=r"^(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z.-]{1,40})?\Z")
+    str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})(-[0-9A-Za-z.-]{1,40})?\Z")
 ]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+# As large as SQLite and a file know it: databases keep these numbers on both sides.
+MAX_COUNT = 2**63 - 1
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+Counter = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 
 
 class Format(StrEnum):
@@ -269,7 +272,7 @@ class Manifest(msgspec.Struct, frozen=True):
     schema: Literal[1]
     model: Slug
     version: Version
-    release_counter: Annotated[int, msgspec.Meta(ge=1)]
+    release_counter: Counter
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1)]
@@ -315,7 +318,7 @@ def parse(data: bytes) -> Manifest:
     """
     try:
         return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"this is not a release manifest of schema {SCHEMA}: {error}") from error
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from toprope_shared.errors import InputError
-from toprope_shared.manifest import Count, Sha256, Slug, Version
+from toprope_shared.manifest import Count, Counter, Sha256, Slug, Version
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ class DesiredRelease(msgspec.Struct, frozen=True):
 
     model: Slug
     version: Version
-    release_counter: Annotated[int, msgspec.Meta(ge=1)]
+    release_counter: Counter
     manifest_sha256: Sha256
     manifest_length: Count
 
@@ -34,7 +34,7 @@ class Rollout(msgspec.Struct, frozen=True):
 
     schema: Literal[1]
     channel: Slug
-    version: Annotated[int, msgspec.Meta(ge=1)]
+    version: Counter
     releases: tuple[DesiredRelease, ...]
     activate_before: Count
     paused: bool = False
@@ -107,7 +107,7 @@ class DeviceState(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """One thing that happened to an update on a device; kept until the cloud acknowledges its number."""
 
-    number: int
+    number: Count
     at: int
     model: str
     version: str
@@ -120,7 +120,7 @@ class Report(msgspec.Struct, frozen=True):
 class Ack(msgspec.Struct, frozen=True):
     """The cloud has stored all reports up to and including this number."""
 
-    number: int
+    number: Count
 
 
 def decode(kind: type[T], data: bytes) -> T:
@@ -131,7 +131,7 @@ def decode(kind: type[T], data: bytes) -> T:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"this is no {kind.__name__} message: {error}") from error
 
 

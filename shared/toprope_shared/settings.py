@@ -58,9 +58,12 @@ def _from_file(section: str, file: Path | None) -> dict[str, Any]:
             table = tomllib.loads(path.read_text())
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"can't read the settings in {path}: {error}") from error
-        return dict(table.get(section, {}))
+        found = table.get(section, {})
+        if not isinstance(found, dict):
+            raise InputError(f"{section} in {path} must be a table; write [{section}] and a line for each setting")
+        return dict(found)
     if file:
         raise InputError(f"there is no settings file {file}")
     return {}

@@ -104,6 +104,11 @@ class Topics:
         return self.report("+")
 
     def device_of(self, topic: str) -> str:
-        """Return the device's id in one of its topics (the last level but one, or the last of a NEED)."""
+        """Return the device's id in one of its topics (the last level but one, or the last of a NEED).
+
+        Raises:
+            InputError: the topic is no device's.
+        """
         levels = topic.removeprefix(self.prefix + "/").split("/")
-        return levels[2] if levels[0] == "need" else levels[1]
+        place = 2 if levels[0] == "need" else 1
+        return check_level(levels[place] if place < len(levels) else "", "the device's name")

@@ -87,7 +87,7 @@ def read_token(keys: Path) -> str:
 def _sentence(data: bytes) -> str:
     try:
         said = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = None
     if isinstance(said, dict) and isinstance(said.get("error"), str):
         return str(said["error"])

@@ -5,13 +5,14 @@ The bundle that comes is held against its own manifest and put in place whole; n
 
 from __future__ import annotations
 
+import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import urllib3
@@ -29,6 +30,7 @@ PAUSE_S = 1.0
 MAX_BUNDLE_BYTES = 8 << 30
 MAX_FILES = 10_000
 MAX_EVENT_BYTES = 1 << 20
+MAX_EXTENDED_BYTES = 1 << 16
 _WAITING = "Waiting for the cloud to begin"
 
 
@@ -78,7 +80,7 @@ class RemoteApi(CloudApi):
     def _job(self, data: bytes) -> _Job:
         try:
             return msgspec.json.decode(data, type=_Job)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TopropeError(f"what answers at {self.url} does not speak of training jobs: {error}") from error
 
 
@@ -191,19 +193,31 @@ def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 
 def _fetch(api: RemoteApi, job: str, folder: Path, progress: Progress) -> None:
     with closing(api.bundle(job)) as answer:
-        length = int(answer.headers.get("Content-Length", "0"))
+        announced = answer.headers.get("Content-Length", "0")
+        length = int(announced) if re.fullmatch(r"[0-9]{1,18}", announced) else 0  # for the progress alone
         try:
-            with tarfile.open(fileobj=answer, mode="r|") as tar:
+            with tarfile.open(fileobj=answer, mode="r|", tarinfo=_Member) as tar:
                 _extract(tar, folder, length, progress)
             answer.read()  # to its end, so that a cut one is noticed
         except OSError as error:
             raise InputError(f"the bundle can't be written: {error}") from error
-        except tarfile.FilterError as error:
+        except (tarfile.FilterError, ValueError, RecursionError) as error:  # ValueError: numbers in extended headers
             raise TrustError(f"the cloud sent something that is no bundle: {error}") from error
         except (urllib3.exceptions.HTTPError, tarfile.TarError) as error:
             raise LinkError(
                 f"the bundle of the training job {job} did not come whole: {error}; it still stands there"
             ) from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended headers are held in memory only when they are as short as our bundles' names need."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if not found.isreg() and found.size > MAX_EXTENDED_BYTES:
+            raise ValueError(f"it has an extended header of {found.size} bytes, at most {MAX_EXTENDED_BYTES} are taken")
+        return found
 
 
 def _extract(tar: tarfile.TarFile, folder: Path, length: int, progress: Progress) -> None:

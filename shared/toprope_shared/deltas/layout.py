@@ -43,7 +43,7 @@ class Limits:
 
     Attributes:
         target_bytes: of the file that it makes; who knows the wanted file's length from its signed manifest passes that.
-        sections: and as many groups.
+        sections: and as many groups, and as many prefixes of all groups together.
         table_bytes: of the unpacked table.
         prefix_bytes: that all literal groups together read of the base beforehand.
     """
@@ -214,7 +214,8 @@ def _group(numbers: _Numbers, header: Header, limits: Limits) -> Group:
     if kind == Kind.COPY:
         return Group(Kind.COPY, packed)
     if kind == Kind.LITERAL:
-        count = numbers.at_most("number of prefixes", limits.sections)
+        count = numbers.at_most("number of prefixes", limits.sections - numbers.prefixes)
+        numbers.prefixes += count
         return Group(Kind.LITERAL, packed, tuple(_range(numbers, header) for _ in range(count)))
     return Group(
         Kind.SUBTRACT,
@@ -279,6 +280,7 @@ class _Numbers:
     def __init__(self, table: bytes) -> None:
         self.table = table
         self.at = 0
+        self.prefixes = 0  # read so far, of all groups
 
     def next(self) -> int:
         value = 0

@@ -10,6 +10,9 @@ from starlette.requests import ClientDisconnect, Request
 from toprope_shared.errors import RequestError, TooLargeError
 
 BODY_LIMIT = 64 * 1024 * 1024
+MAX_DIGITS = 19  # of a length in a header
+# Each undone encoding may cost the whole limit once more.
+MAX_ENCODINGS = 4
 # Source: zlib manual, inflateInit2: 16 added reads gzip, 15 the zlib wrapper, -15 a bare deflate stream.
 _GZIP, _ZLIB, _BARE = 31, 15, -15
 _ENCODINGS = {"gzip": (_GZIP,), "x-gzip": (_GZIP,), "deflate": (_ZLIB, _BARE)}
@@ -23,7 +26,7 @@ async def read_body(request: Request, limit: int = BODY_LIMIT) -> bytes:
         RequestError: its compression is unknown or broken, or the caller went away.
     """
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > limit:
+    if announced.isdecimal() and (len(announced) > MAX_DIGITS or int(announced) > limit):
         raise _too_large(limit)
     chunks: list[bytes] = []
     total = 0
@@ -51,7 +54,10 @@ def uncompress(body: bytes, headers: Mapping[str, str], limit: int = BODY_LIMIT)
         RequestError: the encoding is unknown or the data broken.
     """
     names = [part.strip().lower() for part in headers.get("content-encoding", "").split(",")]
-    for name in reversed([name for name in names if name not in ("", "identity")]):
+    applied = [name for name in names if name not in ("", "identity")]
+    if len(applied) > MAX_ENCODINGS:
+        raise RequestError(f"Content-Encoding lists {len(applied)} encodings, at most {MAX_ENCODINGS} are undone")
+    for name in reversed(applied):
         if name not in _ENCODINGS:
             raise RequestError(f"Content-Encoding {name[:32]!r} is not supported; use gzip, deflate or none")
         body = _inflate(name, body, limit)

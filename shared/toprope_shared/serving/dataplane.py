@@ -188,6 +188,6 @@ def _header_seconds(headers: Mapping[str, str]) -> float:
 
 def _parameter_seconds(parameters: Mapping[str, Parameter]) -> float:
     value = parameters.get("timeout", 0)
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 2**63:
         raise RequestError("the parameter 'timeout' is a whole number of microseconds, 0 for no limit")
     return value / 1_000_000 if value else math.inf

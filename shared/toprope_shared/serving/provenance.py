@@ -70,7 +70,10 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _number(value: Parameter | None) -> float | None:
-    return float(value) if type(value) in (int, float) else None  # type: ignore[arg-type]
+    try:
+        return float(value) if type(value) in (int, float) else None  # type: ignore[arg-type]
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def _member(kind: type[_E], value: Parameter | None) -> _E | None:

@@ -164,7 +164,7 @@ def _check_leaf(value: Any, datatype: str) -> None:
     dtype = NUMPY_TYPES[datatype]
     if dtype.kind == "f":
         fits = type(value) in (int, float)
-        if fits and math.isfinite(value) and abs(value) > float(np.finfo(dtype).max):
+        if fits and float(np.finfo(dtype).max) < abs(value) < math.inf:
             raise RequestError(
                 f"Cannot convert JSON value: {show(value)} to {DATATYPES[datatype]} without loss of precision."
             )

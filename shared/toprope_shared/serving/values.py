@@ -68,7 +68,8 @@ def check_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
     sizes = tuple(shape)
     if len(sizes) > MAX_RANK:
         raise RequestError(f"tensor {name!r} has {len(sizes)} dimensions; the most is {MAX_RANK}")
-    if any(size < 0 for size in sizes) or math.prod(sizes) > MAX_SIZE or max(sizes, default=0) > MAX_SIZE:
+    # numpy counts the bytes of an empty array too, without the sizes that are 0 and with elements of 8 bytes at most.
+    if any(size < 0 for size in sizes) or math.prod(size or 1 for size in sizes) > MAX_SIZE // 8:
         raise RequestError(f"tensor {name!r} has the impossible shape {list(sizes)}")
     return sizes
 
