@@ -84,7 +84,8 @@ class Broadcast:
     def answer(self, device: str, need: Need) -> None:
         """Take in what a device says it misses."""
         if need.session == self._session:
-            self._answers[device] = to_bits(need.indexes)
+            # A bit for chunk 4,294,967,295 would be a bitmap of half a GiB.
+            self._answers[device] = to_bits(index for index in need.indexes if index < self._total)
             self._rates[device] = need.max_rate
             self._devices.add(device)
             if self._answers.keys() >= self._devices:
@@ -141,7 +142,7 @@ class Broadcast:
         return {device: bits for device, bits in self._answers.items() if bits}
 
     async def _pass(self, todo: Plan, number: int) -> None:
-        outlet, rate = self._outlet, slower(self._rates, self._rate)
+        outlet, rate = self._outlet, slower(self._rates, self._rate, LEAST_RATE)
         for device, indexes in todo.single:
             self._give(device, Need(self._session, self._sha256, self._chunk_bytes, indexes, self._rates.get(device, 0)))
         await self._announce(Phase.PASS, number, count=todo.count, rate=rate)

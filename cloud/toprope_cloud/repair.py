@@ -40,9 +40,12 @@ def plan(missing: Mapping[str, int], total: int, rng: random.Random) -> Plan:
     return Plan(tuple(shared), tuple((device, indexes) for device, indexes in single if indexes))
 
 
-def slower(rates: Mapping[str, int], most: int) -> int:
-    """Return the rate that the slowest of the devices can take; 0 says that a device has no limit of its own."""
-    return min([most, *(rate for rate in rates.values() if rate)])
+def slower(rates: Mapping[str, int], most: int, least: int) -> int:
+    """Return the rate that the slowest of the devices can take; 0 says that a device has no limit of its own.
+
+    Whoever takes less than `least` would hold up everybody for hours: what it loses it pulls at its own pace.
+    """
+    return max(least, min([most, *(rate for rate in rates.values() if rate)]))
 
 
 def worst_loss(missing: Mapping[str, int], count: int) -> float:

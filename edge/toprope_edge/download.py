@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from toprope_edge.http_road import HttpRoad
-from toprope_edge.partial import Checked, Memory, Target, chunks_in, partial_file
-from toprope_edge.pull import Fetch, Pull
+from toprope_edge.partial import Checked, Memory, Target, chunks_in, drop_abandoned, partial_file
+from toprope_edge.pull import LISTEN_S, Fetch, Pull
 from toprope_edge.transfer import Progress, Transfers
 from toprope_edge.window import FIRST_TIMEOUT_S
 from toprope_shared.blobs import Blobs
@@ -34,6 +34,7 @@ PATIENCE = 8
 SWITCH_AFTER = 3
 HTTP_FIRST_S = 600.0
 MAX_UNCHUNKED_BYTES = 32 << 20
+ABANDONED_S = 30 * 24 * 3600.0  # without a byte, after which an unfinished file is nobody's
 
 
 class Fetcher(Protocol):
@@ -48,6 +49,9 @@ class Fetcher(Protocol):
             OSError: the disk does not take it; what it took is kept for the next try.
         """
 
+    def reserved(self, digest: str) -> int:
+        """Return how many bytes of the disk an unfinished fetch of this artifact has taken already."""
+
 
 class Downloader:
     """Brings artifacts from the cloud, one at a time.
@@ -58,6 +62,7 @@ class Downloader:
         counters: what the agent shows.
         max_rate: bytes a second that this device wants at most; 0 is no limit.
         first_timeout_s: seconds that a window waits beyond its round trips.
+        listen_s: seconds of silence after which a broadcast counts as over.
         told: called when `progress` has changed.
         switched: called with a sentence for the operator when HTTP brings what MQTT does not.
     """
@@ -74,6 +79,7 @@ class Downloader:
         counters: Transfers | None = None,
         max_rate: int = 0,
         first_timeout_s: float = FIRST_TIMEOUT_S,
+        listen_s: float = LISTEN_S,
         clock: Clock | None = None,
         rng: random.Random | None = None,
         told: Callable[[], None] | None = None,
@@ -87,6 +93,7 @@ class Downloader:
         self._http = http
         self._max_rate = max_rate
         self._first_timeout_s = first_timeout_s
+        self._listen_s = listen_s
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter and session numbers, no secrets
         self._one_at_a_time = asyncio.Lock()
@@ -112,6 +119,16 @@ class Downloader:
             finally:
                 self._show(None)
         return path
+
+    def reserved(self, digest: str) -> int:
+        """Return what an unfinished fetch holds of the disk; see `Fetcher.reserved`."""
+        try:
+            return self._part(digest).stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def _part(self, digest: str) -> Path:
+        return self._partial / f"{digest}.part"
 
     def _is_here(self, digest: str) -> bool:
         path = self._blobs.path(digest)
@@ -145,7 +162,8 @@ class Downloader:
         return data
 
     async def _big(self, digest: str, table: ChunkManifest, *, delta: bool) -> None:
-        path = self._partial / f"{digest}.part"
+        path = self._part(digest)
+        await asyncio.to_thread(drop_abandoned, self._partial, path, self._clock.now() - ABANDONED_S)
         async with partial_file(path, table.length) as file:
             have = await asyncio.to_thread(chunks_in, file, table)
             if have:
@@ -192,6 +210,7 @@ class Downloader:
             rng=self._rng,
             max_rate=self._max_rate,
             first_timeout_s=self._first_timeout_s,
+            listen_s=self._listen_s,
         )
         await pull.run(patience)
 

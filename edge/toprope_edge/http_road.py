@@ -31,12 +31,14 @@ class HttpRoad:
         url: the cloud's address.
         username, password: the device's credentials, those that it has for the broker.
         chunk_s: seconds that one chunk may take.
+        max_rate: bytes a second that this device wants at most; 0 is no limit.
     """
 
-    def __init__(self, url: str, username: str, password: str, *, chunk_s: float = CHUNK_S) -> None:
+    def __init__(self, url: str, username: str, password: str, *, chunk_s: float = CHUNK_S, max_rate: int = 0) -> None:
         self._url = url.rstrip("/")
         self._auth = {"Authorization": f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"}
         self._chunk_s = chunk_s
+        self._max_rate = max_rate
 
     async def fetch(self, fetch: Fetch) -> None:
         """Bring what is missing.
@@ -57,17 +59,21 @@ class HttpRoad:
         start = run.start * fetch.target.chunk_bytes
         end = start + sum(fetch.size(index) for index in run)
         headers = {"Range": f"bytes={start}-{end - 1}"}
-        async with session.get(f"{self._url}/api/blobs/{fetch.digest}", headers=headers) as answer:
+        url = f"{self._url}/api/blobs/{fetch.digest}"
+        async with session.get(url, headers=headers, allow_redirects=False) as answer:
             expected = f"bytes {start}-{end - 1}/{fetch.target.length}"
             if answer.status != 206 or answer.headers.get("Content-Range") != expected:
                 raise LinkError(f"the cloud answers {answer.status} instead of a part of {fetch.digest[:12]}…")
             for index in run:
+                began = fetch.clock.steady()
                 async with asyncio.timeout(self._chunk_s):
                     chunk = await answer.content.readexactly(fetch.size(index))
                 if not fetch.take(Road.HTTP, index, chunk):
                     raise LinkError(f"chunk {index} of {fetch.digest[:12]}… came over HTTP and is not what was signed")
                 await fetch.target.settle(fetch.clock.steady())
                 fetch.show(len(run))
+                if self._max_rate:  # what is not read yet waits in the sockets, and the server with it
+                    await asyncio.sleep(began + len(chunk) / self._max_rate - fetch.clock.steady())
 
 
 def next_run(missing: Iterable[int]) -> range:

@@ -132,6 +132,14 @@ def _open(path: Path, length: int) -> BinaryIO:
     return file
 
 
+def drop_abandoned(folder: Path, wanted: Path, before: float) -> None:
+    """Take away unfinished files that took nothing since a time, in seconds since 1970: their rollouts were replaced."""
+    for path in folder.glob("*.part"):
+        if path != wanted and path.stat().st_mtime < before:
+            log.info("%s… was never finished and is dropped", path.name[:12])
+            path.unlink()
+
+
 def chunks_in(file: BinaryIO, table: ChunkManifest) -> set[int]:
     """Return the chunks that stand in the file as they were signed."""
     file.seek(0)

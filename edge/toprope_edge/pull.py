@@ -25,7 +25,7 @@ BUFFERED = 2 * MOST_WINDOW
 TELL_S = 1.0
 LISTEN_S = 3.0
 SPACINGS = 8
-IDLE_LISTEN_S = 30.0  # of a broadcast that brings only what is here already
+IDLE_LISTEN_S = 30.0  # of a broadcast that brings nothing, or only what is here already
 
 
 class Fetch:
@@ -99,6 +99,7 @@ class Pull:
     Args:
         max_rate: bytes a second that this device wants at most; 0 is no limit.
         first_timeout_s: seconds that a window waits beyond its round trips.
+        listen_s: seconds of silence after which a broadcast counts as over, beyond its chunks' distance.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Pull:
         rng: random.Random,
         max_rate: int = 0,
         first_timeout_s: float = FIRST_TIMEOUT_S,
+        listen_s: float = LISTEN_S,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -124,7 +126,7 @@ class Pull:
         self._window = Window(fetch.clock.steady(), rng, first_timeout_s)
         # While the artifact is broadcast nothing is asked for; after this time without a chunk the device pulls again.
         self._listens_until: float | None = None
-        self._listen_s = LISTEN_S
+        self._silence_s = self._listen_s = listen_s
         self._answers_at: float | None = None
         self._broadcast = 0
         self._taken_at = fetch.clock.steady()
@@ -245,13 +247,14 @@ class Pull:
             if self._listens_until is not None:
                 self._stop_listening(now)
             return
-        within_s = min(announce.within_ms / 1000, LISTEN_S)
+        within_s = min(announce.within_ms / 1000, self._silence_s)
         spacing_s = announce.chunk_bytes / announce.rate if announce.rate else 0.0
-        self._listen_s = min(LISTEN_S + SPACINGS * spacing_s, 10 * LISTEN_S)
+        self._listen_s = min(self._silence_s + SPACINGS * spacing_s, 10 * self._silence_s)
         self._broadcast = announce.session
         if announce.phase is Phase.ASK and self._answers_at is None:
             self._answers_at = now + self._rng.random() * within_s
-        self._listen(now)
+        if now - self._taken_at < IDLE_LISTEN_S:  # a sender that only ever announces must not keep a device from pulling
+            self._listen(now)
 
     def _listen(self, now: float) -> None:
         if self._listens_until is None:

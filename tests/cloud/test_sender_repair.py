@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fakes.clocks import ManualClock
 
+from toprope_cloud.broadcast import Broadcast, Schedule
+from toprope_cloud.outlet import Counts, Outlet
 from toprope_cloud.repair import plan, slower, worst_loss
 from toprope_cloud.sender import check_shards
-from toprope_shared.chunks import Announce, Phase, from_bits, to_bits
+from toprope_shared.blobs import Blobs
+from toprope_shared.chunks import Announce, Need, Phase, from_bits, to_bits
 from toprope_shared.errors import InputError
+from toprope_shared.link import Address, Link
+from toprope_shared.profiles import find_profile
+from toprope_shared.topics import Topics
 
 RNG = random.Random(1)
 
@@ -52,9 +62,28 @@ def test_a_pass_has_another_order_each_time() -> None:
     assert sorted(first.shared) == list(range(50))
 
 
-@pytest.mark.parametrize(("rates", "rate"), [({}, 100), ({"a": 0}, 100), ({"a": 30, "b": 0}, 30), ({"a": 300}, 100)])
-def test_the_pace_is_that_of_the_slowest(rates: dict[str, int], rate: int) -> None:
-    assert slower(rates, 100) == rate
+@pytest.mark.parametrize(
+    ("rates", "rate"), [({}, 100), ({"a": 0}, 100), ({"a": 30, "b": 0}, 30), ({"a": 300}, 100), ({"a": 1, "b": 0}, 20)]
+)
+def test_the_pace_is_that_of_the_slowest_but_never_a_standstill(rates: dict[str, int], rate: int) -> None:
+    assert slower(rates, 100, 20) == rate
+
+
+def test_an_answer_that_names_chunks_past_the_end_takes_no_memory(tmp_path: Path) -> None:
+    """A bitmap up to chunk 4,294,967,295 would have half a GiB."""
+    blobs = Blobs(tmp_path)
+    artifact = bytes.fromhex(blobs.put(bytes(10_000)))
+    link = Link((Address("127.0.0.1", 1),), client_id="never connected")
+    outlet = Outlet(link, Topics("t"), blobs, find_profile("nats"), Counts(), ManualClock(), asyncio.sleep)
+    one = Broadcast(outlet, (artifact, 1000), ["d1"], Schedule(), lambda name, need: None, random.Random(1))
+    need = Need(one._session, artifact, 1000, (2**32 - 2, 2**32 - 1), whole=True)
+    tracemalloc.start()
+    one.answer("d1", Need.parse(need.encode()))
+    one.answer("d2", Need(one._session, artifact, 1000, (3, 9, 10), whole=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert one._answers == {"d1": 0, "d2": 1 << 3 | 1 << 9}
+    assert peak < 1 << 20
 
 
 def test_the_worst_loss_is_of_one_device() -> None:

@@ -7,8 +7,10 @@ nothing can be renamed into plays the disk that is full at the rename.
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 from tests.faults.conftest import Stage, make_artifact
 
+from toprope_edge.download import ABANDONED_S
 from toprope_edge.partial import Checked, partial_file
 from toprope_shared.blobs import Blobs
 from toprope_shared.chunks import CHUNK_BYTES, ChunkManifest
@@ -119,6 +122,20 @@ async def test_a_partial_file_that_was_altered_on_disk_is_mended(stage: Stage) -
     await device.downloader.fetch(artifact)
     device.blobs.read(artifact.sha256)
     assert sender.counts.bytes["pull"] == CHUNK_BYTES + artifact.chunks_length
+
+
+async def test_what_an_abandoned_fetch_took_of_the_disk_is_given_back(stage: Stage) -> None:
+    artifact = make_artifact(stage.store, MIB)
+    await stage.sender()
+    device = await stage.device("d1")
+    old, young = (device.partial / f"{digest * 64}.part" for digest in "01")
+    for path, age_s in ((old, ABANDONED_S + 60), (young, ABANDONED_S - 60)):
+        path.write_bytes(b"x" * MIB)
+        os.utime(path, times=(time.time() - age_s,) * 2)
+    assert device.downloader.reserved("0" * 64) >= MIB
+    await device.downloader.fetch(artifact)
+    assert list(device.partial.iterdir()) == [young]
+    assert device.downloader.reserved("0" * 64) == 0
 
 
 async def test_an_existing_partial_file_survives_a_full_disk(tmp_path: Path) -> None:

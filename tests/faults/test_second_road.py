@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import urllib3
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 from tests.faults.conftest import Stage, make_artifact
 from tests.faults.proxy import FaultProxy
 
@@ -34,6 +36,13 @@ async def cloud(blobs: Blobs) -> AsyncIterator[str]:
     """Serve the blobs to the device d1 with the password `secret`."""
     app = FastAPI(exception_handlers=dict(exception_handlers()))
     app.include_router(blobs_router(blobs, "operator", lambda name, password: (name, password) == ("d1", "secret")))
+    async with served(app) as url:
+        yield url
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """Serve an app on a free port."""
     sock = listen("127.0.0.1", 0)
     started = asyncio.Event()
     task = asyncio.create_task(serve(app, sock, ready=started.set, grace_s=1))
@@ -109,6 +118,34 @@ async def test_a_device_with_wrong_credentials_gets_a_link_error(stage: Stage) -
         device = await stage.device("d1", http=HttpRoad(url, "d1", "wrong"), first_timeout_s=SOON_S)
         with pytest.raises(LinkError):
             await device.downloader.fetch(artifact)
+
+
+async def test_the_second_road_is_no_faster_than_the_device_wants(stage: Stage) -> None:
+    artifact = make_artifact(stage.store, SIZE)
+    async with cloud(stage.store) as url:
+        road = HttpRoad(url, "d1", "secret", max_rate=16 * MIB)
+        device = await stage.device("d1", http=road, first_timeout_s=SOON_S)
+        started = time.monotonic()
+        await device.downloader.fetch(artifact)
+    # A slow machine only makes it longer: this is the limit's lower bound, no measurement.
+    assert time.monotonic() - started >= SIZE / (16 * MIB)
+
+
+async def test_a_redirect_is_not_followed_and_takes_no_credentials_along(stage: Stage) -> None:
+    artifact = make_artifact(stage.store, SIZE)
+    asked: list[str] = []
+    app = FastAPI()
+
+    @app.get("/{path:path}")
+    def redirect(path: str) -> RedirectResponse:
+        asked.append(path)
+        return RedirectResponse("/elsewhere")
+
+    async with served(app) as url:
+        device = await stage.device("d1", http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S)
+        with pytest.raises(LinkError):
+            await device.downloader.fetch(artifact)
+    assert asked == [f"api/blobs/{artifact.chunks}"]
 
 
 @pytest.mark.parametrize(
