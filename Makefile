@@ -12,8 +12,9 @@ export TOPROPE_HOME ?= $(CURDIR)/.toprope
 run: $(READY)
 	$(BIN)/python deploy/local/run.py $(if $(ONCE),--once) $(if $(RETRAIN),--retrain)
 
+# Two processes, so that it ends in some minutes on two cores.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # What docs/reference-benchmarks.md quotes.
 bench: $(READY)
