@@ -16,10 +16,11 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# What docs/reference-benchmarks.md quotes.
+# What docs/reference-benchmarks.md quotes: measured, then written there. QUICK=1 shows only that it runs; ONLY="window deltas"
+# measures some.
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/push/pairs.py .build/bench/pairs
-	$(BIN)/python tests/benchmarks/push/deltas.py .build/bench/pairs
+	$(BIN)/python -m tests.benchmarks.push $(if $(QUICK),--quick) $(ONLY)
+	$(if $(QUICK),,$(BIN)/python -m tests.benchmarks.page)
 
 # Every seed of the faults: kills, cuts, delays, full disks; `make test` runs some of each.
 test-faults: $(READY)

@@ -71,7 +71,7 @@ class FaultProxy:
             await asyncio.gather(
                 self._carry(number, TO_BROKER, reader, far), self._carry(number, TO_CLIENT, far_reader, writer)
             )
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # it is this task's end either way; asyncio.streams prints a cancellation
             return
         finally:
             for one in (writer, far):

@@ -1,31 +1,38 @@
-"""Prints how long deltas between pairs of model files are, ours beside what else is installed.
+"""How long deltas between pairs of model files are, ours beside what else is installed.
 
-    python tests/benchmarks/push/deltas.py FOLDER                  # the pairs that pairs.py made
-    python tests/benchmarks/push/deltas.py OLD NEW [OLD NEW ...]
+    python -m tests.benchmarks.push.deltas OLD NEW [OLD NEW ...]     # any two files
 
-Each delta of ours is applied and the result compared before its figure counts. bsdiff needs `bsdiff4`, the others nothing
-but zstandard; xdelta3 is asked where the program is there.
+The pairs of `make bench` come from our own recipes, see `pairs.py`. Each delta of ours is applied and the result compared
+before its length counts. bsdiff needs `bsdiff4`; `zstd --patch-from` and xdelta3 are asked where the programs are there, and
+where zstd's is not, the library does what it does.
 """
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import importlib
 import importlib.util
 import shutil
 import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import zstandard
+from tests.benchmarks.push.chunking import content_chunks
+from tests.benchmarks.results import Goal, Table, show
 
 from toprope_shared.deltas import apply
 from toprope_training.delta_regions import make_delta
 
 LEVEL = 19
-CHANGES = ("head", "tuned", "learnt")
+BEHIND = 1.05
+CHANGES = {"head": "head only", "tuned": "full fine-tune, gentle", "learnt": "full fine-tune", "retrained": "retrained"}
+FULL_FINE_TUNES = ("tuned", "learnt")
+FORMATS = ("int8.tflite", "int8.onnx", "float32.tflite", "float32.onnx")
+MISSING = "not installed"
+OURS, BSDIFF = "ours", "bsdiff4"
 Measure = Callable[[Path, Path], int]
 
 
@@ -47,16 +54,17 @@ def bsdiff(old: Path, new: Path) -> int:
 
 def patch_from(old: Path, new: Path) -> int:
     """Return what `zstd -19 --patch-from` writes: the old file as one prefix, with a window over all of it."""
+    if program := shutil.which("zstd"):
+        done = subprocess.run(
+            [program, f"-{LEVEL}", "--long=27", "-q", "-c", f"--patch-from={old}", str(new)],
+            check=True,
+            capture_output=True,
+        )
+        return len(done.stdout)
     base, target = old.read_bytes(), new.read_bytes()
     prefix = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    window = min(27, (len(base) + len(target)).bit_length())
-    settings = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=window, enable_ldm=True)
+    settings = zstandard.ZstdCompressionParameters.from_level(LEVEL, window_log=27, enable_ldm=True)
     return len(zstandard.ZstdCompressor(dict_data=prefix, compression_params=settings).compress(target))
-
-
-def full(_: Path, new: Path) -> int:
-    """Return the length of the whole new file through zstd."""
-    return len(zstandard.ZstdCompressor(level=LEVEL).compress(new.read_bytes()))
 
 
 def xdelta3(old: Path, new: Path) -> int:
@@ -66,42 +74,78 @@ def xdelta3(old: Path, new: Path) -> int:
     return len(done.stdout)
 
 
-def measures() -> dict[str, Measure]:
-    """Return what can be measured here, by the name of its column."""
-    found: dict[str, Measure] = {"ours": ours}
-    if importlib.util.find_spec("bsdiff4"):
-        found["bsdiff"] = bsdiff
-    found["patch-from"] = patch_from
-    if shutil.which("xdelta3"):
-        found["xdelta3"] = xdelta3
-    return found | {"full zstd": full}
+def chunks(old: Path, new: Path) -> int:
+    """Return what is fetched in content-defined chunks."""
+    return content_chunks(old, new, LEVEL)
+
+
+def full(_: Path, new: Path) -> int:
+    """Return the length of the whole new file through zstd."""
+    return len(zstandard.ZstdCompressor(level=LEVEL).compress(new.read_bytes()))
+
+
+def measures() -> dict[str, Measure | None]:
+    """Return what is compared, by the name of its column; None for what is not installed here."""
+    return {
+        OURS: ours,
+        BSDIFF: bsdiff if importlib.util.find_spec("bsdiff4") else None,
+        "zstd --patch-from": patch_from,
+        "xdelta3": xdelta3 if shutil.which("xdelta3") else None,
+        "content chunks": chunks,
+        "full file, zstd": full,
+    }
+
+
+def lengths(old: Path, new: Path) -> dict[str, int]:
+    """Return the lengths in bytes of all deltas that can be made here."""
+    return {name: make(old, new) for name, make in measures().items() if make is not None}
+
+
+async def measure(folder: Path, *, quick: bool) -> Table:
+    """Return one row for each recipe, change and format: bytes of the new file, and each delta in percent of it."""
+    recipes = ("digits",) if quick else ("wide", "digits", "support")
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.benchmarks.push.pairs", folder, *recipes)
+    if await process.wait():
+        raise RuntimeError("the pairs could not be made; what went wrong stands above")
+    rows: list[tuple[str, ...]] = []
+    found: list[tuple[str, dict[str, int]]] = []
+    for recipe in recipes:
+        for change in CHANGES:
+            for kind in FORMATS:
+                old, new = (folder / f"{recipe}.{name}.{kind}" for name in ("base", change))
+                sizes = await asyncio.to_thread(lengths, old, new)
+                found.append((change, sizes))
+                rows.append((f"{recipe}, {CHANGES[change]}, {kind}", *_cells(new, sizes)))
+            show(f"{recipe}: {CHANGES[change]} measured")
+    columns = ("pair", "new file, bytes", *(f"{name}, %" for name in measures()))
+    return Table("push/deltas", "Deltas in percent of the new file", columns, tuple(rows), _goals(found))
+
+
+def _goals(found: list[tuple[str, dict[str, int]]]) -> tuple[Goal, ...]:
+    behind = f"no delta of ours is longer than {BEHIND:g} times bsdiff4's"
+    ahead = "after a full fine-tune every delta of ours is shorter than bsdiff4's"
+    if measures()[BSDIFF] is None:
+        return Goal(behind, None), Goal(ahead, None)
+    return (
+        Goal(behind, all(sizes[OURS] <= BEHIND * sizes[BSDIFF] for _, sizes in found)),
+        Goal(ahead, all(sizes[OURS] < sizes[BSDIFF] for change, sizes in found if change in FULL_FINE_TUNES)),
+    )
+
+
+def _cells(new: Path, sizes: dict[str, int]) -> tuple[str, ...]:
+    length = new.stat().st_size
+    shares = (f"{100 * sizes[name] / length:.1f}" if name in sizes else MISSING for name in measures())
+    return f"{length}", *shares
 
 
 def main() -> None:
-    """Print one line a pair: bytes, and percent of the new file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="old and new, alternately, or one folder of pairs")
-    files = parser.parse_args().files
-    if len(files) == 1 and files[0].is_dir():
-        files = [file for change in CHANGES for file in _pairs(files[0], change)]
-    columns = measures()
-    print(f"{'pair':40} {'full':>10}", *(f"{name:>18}" for name in columns), f"{'made in':>9}")
+    """Print the lengths for the pairs of files that are named."""
+    files = [Path(word) for word in sys.argv[1:]]
+    if not files or len(files) % 2:
+        raise SystemExit(__doc__)
     for old, new in zip(files[::2], files[1::2], strict=True):
-        size = new.stat().st_size
-        line, took = [], 0.0
-        for measure in columns.values():
-            start = time.perf_counter()
-            length = measure(old, new)
-            took = took or time.perf_counter() - start
-            line.append(f"{length:>10} {100 * length / size:>5.1f} %")
-        print(f"{old.stem + ' -> ' + new.name:40} {size:>10}", *line, f"{took:>7.1f} s", flush=True)
-
-
-def _pairs(folder: Path, change: str) -> list[Path]:
-    """Return every base of a folder, each with the file that a change made of it."""
-    return [
-        file for base in sorted(folder.glob("base.*")) for file in (base, folder / base.name.replace("base", change, 1))
-    ]
+        made = lengths(old, new)
+        print(f"{old} -> {new}: {new.stat().st_size} bytes;", ", ".join(f"{name} {size}" for name, size in made.items()))
 
 
 if __name__ == "__main__":

