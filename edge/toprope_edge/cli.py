@@ -1,4 +1,4 @@
-"""The edge's subcommands: `toprope edge run` and `toprope edge trust`. Heavy imports stand inside the command."""
+"""The edge's subcommands: `toprope edge run`, `trust` and `probe`. Heavy imports stand inside the command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import typer
 
+from toprope_edge import probe_cli
+
 app = typer.Typer(help="The agent on the device.", no_args_is_help=True)
+app.command("probe")(probe_cli.probe)
 
 
 @app.callback()

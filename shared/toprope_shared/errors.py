@@ -125,6 +125,32 @@ class EngineError(DeviceError):
 
 
 class ProbeError(DeviceError):
-    """A candidate did not pass the try-out in the child process."""
+    """A candidate did not pass the try-out in the child process.
+
+    Args:
+        message: the sentence, which names engine, stage and signal.
+        stage: where it ended: digest, load, golden or latency.
+        reason: the code of what the child found, or `crashed`, `hung`, `out_of_memory`.
+        signal: the name of the signal that ended the child, e.g. SIGSEGV; "" when it ended by itself.
+        exit_code: the child's, when it ended by itself without an answer.
+        tail: the end of what the engine wrote to standard error.
+    """
 
     code = "probe_failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: str = "",
+        reason: str = "",
+        signal: str = "",
+        exit_code: int | None = None,
+        tail: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.reason = reason or self.code
+        self.signal = signal
+        self.exit_code = exit_code
+        self.tail = tail

@@ -21,9 +21,10 @@ from numpy.lib import format as npy_format
 from toprope_shared.engines import Session
 from toprope_shared.errors import ProbeError
 from toprope_shared.manifest import REFERENCE, golden_error_ppm
-from toprope_shared.tensors import Array, Tensors
+from toprope_shared.tensors import Array, Tensors, TensorSpec
 
 WARM_CALLS = 20
+MIN_CALLS = 3
 MAX_CALLS = 500
 TIMING_S = 0.5
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
@@ -65,6 +66,24 @@ class GoldenSet:
             raise ProbeError(f"the golden set holds no inputs or no outputs named {reference}.*")
         return cls(inputs, outputs, stacked)
 
+    def fitted(self, specs: tuple[TensorSpec, ...]) -> GoldenSet:
+        """Return the same rows as calls for inputs of these specs, where nobody has said how they are meant.
+
+        Arrays of one rank more than the inputs are calls, one after the other; rows for a file that takes one at a time
+        become calls of one row; all else is one batch.
+
+        Raises:
+            ProbeError: an input has no array, or an array no input.
+        """
+        ranks = {spec.name: len(spec.shape) for spec in specs}
+        if ranks.keys() != self.inputs.keys():
+            raise ProbeError(f"the golden set has inputs {', '.join(self.inputs)}; the model's are {', '.join(ranks)}")
+        if any(array.ndim > ranks[name] for name, array in self.inputs.items()):
+            return GoldenSet(self.inputs, self.outputs, stacked=True)
+        if any(spec.shape[:1] == (1,) and len(self.inputs[spec.name]) > 1 for spec in specs):
+            return GoldenSet(_apart(self.inputs), _apart(self.outputs), stacked=True)
+        return GoldenSet(self.inputs, self.outputs, stacked=False)
+
     def run(self, session: Session) -> dict[str, Array]:
         """Return the session's outputs in the form of `outputs`; a stateful model needs a fresh session."""
         return run_all(session, self.inputs, stacked=self.stacked)
@@ -74,7 +93,14 @@ class GoldenSet:
         return next(calls(self.inputs, stacked=self.stacked, batch=1))
 
     def error_ppm(self, got: Tensors) -> int:
-        """Return the largest distance of the compared outputs, see `golden_error_ppm`."""
+        """Return the largest distance of the compared outputs, see `golden_error_ppm`.
+
+        Raises:
+            ProbeError: an output that is compared is not among them.
+        """
+        unknown = sorted(self.outputs.keys() - got.keys())
+        if unknown:
+            raise ProbeError(f"the golden set names the output {unknown[0]}; the model's are {', '.join(got)}")
         return max(golden_error_ppm(expected, got[name]) for name, expected in self.outputs.items())
 
 
@@ -103,6 +129,10 @@ def _arrays(data: bytes) -> Iterator[tuple[str, Array]]:
             yield member.filename.removesuffix(".npy"), _npy.read_array(held, allow_pickle=False)
 
 
+def _apart(arrays: Tensors) -> dict[str, Array]:
+    return {name: array[:, np.newaxis] for name, array in arrays.items()}
+
+
 def run_all(session: Session, inputs: Tensors, *, stacked: bool, batch: int | None = None) -> dict[str, Array]:
     """Run rows on a session: one call each when `stacked`, else in batches; return the outputs with rows first.
 
@@ -129,8 +159,17 @@ def calls(inputs: Tensors, *, stacked: bool, batch: int | None = None) -> Iterat
         yield {name: array[start : start + step] for name, array in inputs.items()}
 
 
-def latency_us(session: Session, call: Tensors) -> float:
-    """Return the median microseconds of one call, after a warm-up."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long calls took once they were warm: median and 99th percentile (nearest rank) in microseconds."""
+
+    median_us: float
+    p99_us: float
+    calls: int
+
+
+def time_calls(session: Session, call: Tensors) -> Timing:
+    """Time one call again and again, after a warm-up: `MIN_CALLS` to `MAX_CALLS` times and about `TIMING_S` seconds."""
     end = time.perf_counter() + TIMING_S
     for _ in range(WARM_CALLS):
         session.run(call)
@@ -138,8 +177,15 @@ def latency_us(session: Session, call: Tensors) -> float:
             break
     times: list[float] = []
     end = time.perf_counter() + TIMING_S
-    while len(times) < MAX_CALLS and (not times or time.perf_counter() < end):
+    while len(times) < MAX_CALLS and (len(times) < MIN_CALLS or time.perf_counter() < end):
         start = time.perf_counter()
         session.run(call)
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+    times.sort()
+    slowest = times[math.ceil(0.99 * len(times)) - 1]
+    return Timing(statistics.median(times) * 1e6, slowest * 1e6, len(times))
+
+
+def latency_us(session: Session, call: Tensors) -> float:
+    """Return the median microseconds of one call, after a warm-up."""
+    return time_calls(session, call).median_us

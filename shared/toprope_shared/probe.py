@@ -1,84 +1,55 @@
 """Tries a variant out in a child process before anything that matters loads it.
 
 A hostile or broken model file can kill the process that opens it, so the first load happens where only a child can die. The
-parent holds the wall clock; the child holds itself to limits of memory and CPU time. Used by the device before activation,
-by the cloud before it serves, and by the release gates.
+parent holds the wall clock; the child holds itself to limits of memory, CPU time and files. Used by the device before
+activation, by the cloud before it serves, by the release gates, and by hand.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from toprope_shared.contained import Ended, run_contained
 from toprope_shared.errors import ProbeError
-from toprope_shared.manifest import REFERENCE, Manifest, Variant
-from toprope_shared.tensors import TensorSpec
+from toprope_shared.probe_wire import (
+    CPU_S,
+    MEMORY_BYTES,
+    OUT_OF_MEMORY,
+    ProbeLine,
+    ProbeRequest,
+    ProbeResult,
+    Stage,
+)
+
+if TYPE_CHECKING:
+    from toprope_shared.manifest import Manifest, Variant
+
+__all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "ProbeRequest", "ProbeResult", "Stage", "best", "probe", "request_for"]
 
 WALL_S = 60.0
-CPU_S = 45
-MEMORY_BYTES = 4 << 30
+CRASHED, HUNG = "crashed", "hung"
+# Not -I, which would hide PYTHONPATH; -P keeps the current folder out, -B writes nothing.
+COMMAND = (sys.executable, "-B", "-P", "-m", "toprope_shared.probe_child")
+TEXT_CHARS = 1000
+# Two latencies closer than this are the same: a measurement on a device that serves has more noise.
+SAME_SPEED = 1.05
+_DOING = {
+    Stage.DIGEST: "the files were checked",
+    Stage.LOAD: "the file was opened",
+    Stage.GOLDEN: "the golden inputs ran",
+    Stage.LATENCY: "it was timed",
+}
 
 
-class ProbeRequest(msgspec.Struct, frozen=True):
-    """What the child is asked to try.
-
-    Attributes:
-        file: the variant's file, whose SHA-256 must be `sha256`.
-        golden: the golden set's file, whose SHA-256 must be `golden_sha256`.
-        tolerance_ppm: see `manifest.golden_error_ppm`.
-        reference: whose outputs in the golden set must be reproduced.
-        stacked: how the golden rows are run, see `manifest.Golden`.
-        memory_bytes: limit of the child's address space.
-        cpu_s: limit of the child's CPU time, seconds.
-    """
-
-    engine: str
-    file: str
-    sha256: str
-    golden: str
-    golden_sha256: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    tolerance_ppm: int
-    reference: str = REFERENCE
-    stacked: bool = False
-    threads: int = 1
-    memory_bytes: int = MEMORY_BYTES
-    cpu_s: int = CPU_S
-
-
-class ProbeResult(msgspec.Struct, frozen=True):
-    """How a variant did on this machine.
-
-    Attributes:
-        runtime: `engine/version`.
-        latency_us: median microseconds of a single-row call.
-        memory_bytes: growth of the child's resident memory from before the load to after the calls.
-        error_ppm: largest distance from the golden outputs.
-    """
-
-    engine: str
-    runtime: str
-    threads: int
-    latency_us: float
-    memory_bytes: int
-    error_ppm: int
-
-
-class ProbeAnswer(msgspec.Struct, frozen=True):
-    """What the child prints: a result, or the code and text of what went wrong."""
-
-    result: ProbeResult | None = None
-    code: str = ""
-    error: str = ""
-
-
-def request_for(manifest: Manifest, variant: Variant, engine: str, file: Path, golden: Path) -> ProbeRequest:
-    """Return the try-out of one of a release's variants with one engine."""
+def request_for(
+    manifest: Manifest, variant: Variant, engine: str, file: Path, golden: Path, threads: int = 1
+) -> ProbeRequest:
+    """Return the try-out of one of a release's variants with one engine and so many threads."""
     return ProbeRequest(
         engine=engine,
         file=str(file),
@@ -90,33 +61,80 @@ def request_for(manifest: Manifest, variant: Variant, engine: str, file: Path, g
         tolerance_ppm=variant.tolerance_ppm,
         reference=variant.reference,
         stacked=manifest.golden.stacked,
+        threads=threads,
+        cpu_s=CPU_S * threads,
+        variant=variant.name,
     )
+
+
+def best(results: Iterable[ProbeResult]) -> ProbeResult:
+    """Return the fastest; among those within 5 % of it the one that takes least memory (MiB), then fewest threads.
+
+    Raises:
+        ValueError: there are none.
+    """
+    known = tuple(results)
+    fastest = min(one.latency_us for one in known)
+    equal = (one for one in known if one.latency_us <= fastest * SAME_SPEED)
+    return min(equal, key=lambda one: (one.memory_bytes >> 20, one.threads, one.latency_us))
 
 
 def probe(request: ProbeRequest, *, wall_s: float = WALL_S) -> ProbeResult:
     """Run the child and wait for it, at most `wall_s` seconds. Blocks: call it from a worker thread.
 
     Raises:
-        ProbeError: the child died, hung, or found that the variant does not load, run or reproduce the golden outputs.
+        ProbeError: the child died, hung, or found that the variant does not load, run or reproduce the golden outputs; it
+            says at which stage, and by which signal.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "toprope_shared.probe_child"],
-            input=msgspec.json.encode(request),
-            capture_output=True,
-            timeout=wall_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ProbeError(f"the try-out with {request.engine} did not end within {wall_s:g} s and was killed") from error
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise ProbeError(f"the try-out with {request.engine} was killed by {name}")
-    try:
-        answer = msgspec.json.decode(done.stdout.splitlines()[-1], type=ProbeAnswer)
-    except (IndexError, msgspec.MsgspecError) as error:
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise ProbeError(f"the try-out with {request.engine} ended with code {done.returncode}: {last}") from error
-    if answer.result is None:
-        raise ProbeError(f"{answer.error} [{answer.code}]")
-    return answer.result
+    ended = run_contained(COMMAND, msgspec.json.encode(request), wall_s=wall_s)
+    stage, answer = _heard(ended.said)
+    if answer is not None and answer.result is not None and ended.status == 0:
+        return answer.result
+    raise _refusal(request, ended, stage, answer, wall_s)
+
+
+def _heard(said: bytes) -> tuple[Stage, ProbeLine | None]:
+    """Return the last stage that the child entered and its answer; what is no line of ours is left out."""
+    stage, answer = Stage.LOAD, None
+    for text in said.splitlines():
+        try:
+            line = msgspec.json.decode(text, type=ProbeLine)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            continue  # a child that died within a line, or that its file has taken over
+        if line.stage is not None:
+            stage = line.stage
+        else:
+            answer = line
+    return stage, answer
+
+
+def _refusal(request: ProbeRequest, ended: Ended, stage: Stage, answer: ProbeLine | None, wall_s: float) -> ProbeError:
+    tail = _plain(ended.tail.decode(errors="replace"))
+    if answer is not None and answer.code and not ended.signal:
+        code = _plain(answer.code)
+        return ProbeError(f"{_plain(answer.error)} [{code}]", stage=stage, reason=code, tail=tail)
+    what, when = f"the try-out with {request.engine}", f"while {_DOING[stage]}"
+    if ended.hung:
+        text = f"{what} did not end within {wall_s:g} s and was killed {when}"
+        return ProbeError(text, stage=stage, reason=HUNG, signal=ended.signal, tail=tail)
+    if ended.shouted:
+        text = f"{what} said too much and was killed {when}"
+        return ProbeError(text, stage=stage, reason=CRASHED, signal=ended.signal, tail=tail)
+    if ended.signal:
+        text = f"{what} was killed by {ended.signal} {when}{_hint(request, ended.signal)}"
+        reason = HUNG if ended.signal == "SIGXCPU" else OUT_OF_MEMORY if "bad_alloc" in tail else CRASHED
+        return ProbeError(text, stage=stage, reason=reason, signal=ended.signal, tail=tail)
+    last = (tail.strip().splitlines() or ["it said nothing"])[-1]
+    text = f"{what} ended with code {ended.status} {when}: {last}"
+    return ProbeError(text, stage=stage, reason=CRASHED, exit_code=ended.status, tail=tail)
+
+
+def _hint(request: ProbeRequest, signal: str) -> str:
+    if signal == "SIGXCPU":
+        return f", because it took more than {request.cpu_s} s of CPU time"
+    return "; the system does that when memory runs out" if signal == "SIGKILL" else ""
+
+
+def _plain(text: str) -> str:
+    """Return the end of what a child said, without what would move a terminal's cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text[-TEXT_CHARS:])

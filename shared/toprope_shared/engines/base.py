@@ -6,17 +6,16 @@ An engine is imported only when it is asked for: a device with one engine never 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from toprope_shared.errors import InputError
+from toprope_shared.errors import InputError, LoadError, RequestError
 from toprope_shared.manifest import Format
-from toprope_shared.tensors import Array, Tensors, TensorSpec
+from toprope_shared.tensors import Array, Tensors, TensorSpec, datatype_of
 
 
 class Session(Protocol):
@@ -68,19 +67,47 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A session with the specs that it was opened for."""
+
+    session: Session
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class WholeEngine(Engine, Protocol):
+    """An engine that also opens a file of which nothing is known."""
+
+    def open_as_is(self, data: bytes, *, threads: int = 1) -> Opened:
+        """Open a file with the names, datatypes and shapes that it declares itself.
+
+        Args:
+            data: the file's bytes.
+            threads: worker threads inside one call.
+
+        Raises:
+            LoadError: as `Engine.open`; or a tensor has no name, or a type that can't be sent, such as text.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
     module: str
     cls: str
     needs: str
     distribution: str
+    format: Format
 
 
 _KNOWN = {
-    "onnxruntime": _Known("toprope_shared.engines.onnx", "OnnxRuntime", "onnxruntime", "onnxruntime"),
-    "litert": _Known("toprope_shared.engines.tflite", "LiteRt", "ai_edge_litert", "ai-edge-litert"),
-    "tflite-runtime": _Known("toprope_shared.engines.tflite", "TfliteRuntime", "tflite_runtime", "tflite-runtime"),
+    "onnxruntime": _Known("toprope_shared.engines.onnx", "OnnxRuntime", "onnxruntime", "onnxruntime", Format.ONNX),
+    "litert": _Known("toprope_shared.engines.tflite", "LiteRt", "ai_edge_litert", "ai-edge-litert", Format.TFLITE),
+    "tflite-runtime": _Known(
+        "toprope_shared.engines.tflite", "TfliteRuntime", "tflite_runtime", "tflite-runtime", Format.TFLITE
+    ),
 }
 ENGINE_NAMES = tuple(_KNOWN)
+MAX_NAME = 256  # characters of a tensor's name, as manifests have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +134,35 @@ def find_engines(names: Iterable[str] | None = None) -> tuple[dict[str, Engine],
         if why:
             missing.append(Missing(name, why))
         else:
-            known = _KNOWN[name]
-            found[name] = getattr(importlib.import_module(known.module), known.cls)()
+            found[name] = _made(_KNOWN[name])
     return found, tuple(missing)
+
+
+def installed(format_: Format) -> tuple[tuple[str, ...], tuple[Missing, ...]]:
+    """Return the names of the usable engines for a format, and why the others are not; imports none of them."""
+    found = {name: _why_missing(name, known) for name, known in _KNOWN.items() if known.format == format_}
+    usable = tuple(name for name, why in found.items() if not why)
+    return usable, tuple(Missing(name, why) for name, why in found.items() if why)
+
+
+def find_engine(name: str) -> WholeEngine:
+    """Return one usable engine.
+
+    Raises:
+        InputError: the name is not an engine's.
+        LoadError: this machine does not have it; the text says what to do.
+    """
+    if name not in _KNOWN:
+        raise InputError(f"there is no engine {name!r}; choose among {', '.join(ENGINE_NAMES)}")
+    why = _why_missing(name, _KNOWN[name])
+    if why:
+        raise LoadError(why)
+    return _made(_KNOWN[name])
+
+
+def _made(known: _Known) -> WholeEngine:
+    engine: WholeEngine = getattr(importlib.import_module(known.module), known.cls)()
+    return engine
 
 
 def _why_missing(name: str, known: _Known) -> str:
@@ -121,6 +174,33 @@ def _why_missing(name: str, known: _Known) -> str:
     return ""
 
 
-def version_of(distribution: str) -> str:
-    """Return the installed version of a distribution."""
+def version_of(distribution: str, module: Any) -> str:
+    """Return the version of an engine's package: its own word, which is quicker, else the distribution's."""
+    known = getattr(module, "__version__", None)
+    if isinstance(known, str):
+        return known
+    import importlib.metadata  # as slow as a small engine
+
     return importlib.metadata.version(distribution)
+
+
+def declared(name: str, dtype: np.dtype[Any] | None, shape: Sequence[Any]) -> TensorSpec:
+    """Return the spec of a tensor as a file declares it; a size that is no number is free.
+
+    Raises:
+        LoadError: it has no name, or a type that can't be sent.
+    """
+    if not 1 <= len(name) <= MAX_NAME:
+        raise LoadError(f"the file has a tensor whose name is {len(name)} characters long; 1 to {MAX_NAME} can be sent")
+    try:
+        kind = "" if dtype is None else datatype_of(np.empty(0, dtype))
+    except RequestError:
+        kind = ""
+    if kind in ("", "BYTES"):
+        what = "text" if kind else "of a type that is no plain array of numbers"
+        raise LoadError(
+            f"the tensor {name!r} is {what}; a model takes and gives numbers, so move that step out of the file"
+        )
+    return TensorSpec(
+        name, kind, tuple(int(size) if isinstance(size, int | np.integer) and size >= 0 else -1 for size in shape)
+    )

@@ -7,10 +7,19 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from toprope_shared.engines.base import version_of
+from toprope_shared.engines.base import Opened, declared, version_of
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Format
 from toprope_shared.tensors import Array, Tensors, TensorSpec
+
+# As onnxruntime writes a value's type; sequences, maps and optional values are none of these.
+_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(string)": np.dtype(object),
+} | {f"tensor({name})": np.dtype(name) for bits in (8, 16, 32, 64) for name in (f"int{bits}", f"uint{bits}")}
 
 
 class OnnxRuntime:
@@ -20,7 +29,7 @@ class OnnxRuntime:
     format = Format.ONNX
 
     def __init__(self) -> None:
-        self.version = version_of("onnxruntime")
+        self.version = version_of("onnxruntime", ort)
 
     def open(
         self,
@@ -32,17 +41,30 @@ class OnnxRuntime:
         instances: int = 1,
     ) -> OnnxSession:
         """Open an ONNX file; see `Engine.open`. `instances` needs nothing: a session is safe for all threads."""
+        session = self._session(data, threads)
+        _check_names("input", inputs, {item.name for item in session.get_inputs()})
+        _check_names("output", outputs, {item.name for item in session.get_outputs()})
+        return OnnxSession(session, outputs)
+
+    def open_as_is(self, data: bytes, *, threads: int = 1) -> Opened:
+        """Open an ONNX file with the tensors that it declares; see `WholeEngine.open_as_is`."""
+        session = self._session(data, threads)
+        inputs, outputs = _declared(session.get_inputs()), _declared(session.get_outputs())
+        return Opened(OnnxSession(session, outputs), inputs, outputs)
+
+    def _session(self, data: bytes, threads: int) -> Any:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises a dozen unrelated classes, some of them straight from C++
             raise LoadError(f"onnxruntime {self.version} did not open the file: {error}") from error
-        _check_names("input", inputs, {item.name for item in session.get_inputs()})
-        _check_names("output", outputs, {item.name for item in session.get_outputs()})
-        return OnnxSession(session, outputs)
+
+
+def _declared(items: list[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(declared(item.name, _TYPES.get(item.type), item.shape) for item in items)
 
 
 def _check_names(what: str, specs: tuple[TensorSpec, ...], names: set[str]) -> None:

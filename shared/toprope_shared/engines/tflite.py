@@ -6,12 +6,14 @@ borders; where the manifest says float, this module converts with the file's own
 
 from __future__ import annotations
 
+import importlib
 import queue
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from toprope_shared.engines.base import version_of
+from toprope_shared.engines.base import Opened, declared, version_of
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Format
 from toprope_shared.tensors import Array, Tensors, TensorSpec
@@ -21,9 +23,11 @@ class _Tflite:
     name: str
     format = Format.TFLITE
     distribution: str
+    package: str
 
     def __init__(self) -> None:
-        self.version = version_of(self.distribution)
+        self.version = version_of(self.distribution, importlib.import_module(self.package))
+        self._interpreter = importlib.import_module(f"{self.package}.interpreter").Interpreter
 
     def open(
         self,
@@ -35,16 +39,25 @@ class _Tflite:
         instances: int = 1,
     ) -> TfliteSession:
         """Open a TFLite file; see `Engine.open`."""
+        return self._open(data, threads, lambda signature: _Runner(signature, inputs, outputs), instances)[0]
+
+    def open_as_is(self, data: bytes, *, threads: int = 1) -> Opened:
+        """Open a TFLite file with the tensors that it declares; see `WholeEngine.open_as_is`."""
+        session, (runner,) = self._open(data, threads, _Runner.as_declared, 1)
+        return Opened(session, runner.inputs, runner.outputs)
+
+    def _open(
+        self, data: bytes, threads: int, make: Callable[[Any], _Runner], instances: int
+    ) -> tuple[TfliteSession, list[_Runner]]:
         try:
-            runners = [_Runner(self._interpreter(data, threads), inputs, outputs) for _ in range(instances)]
+            runners = [
+                make(_signature(self._interpreter(model_content=data, num_threads=threads))) for _ in range(instances)
+            ]
         except LoadError:
             raise
         except Exception as error:  # ValueError, RuntimeError, UnicodeDecodeError, ...: it depends on which byte is wrong
             raise LoadError(f"{self.name} {self.version} did not open the file: {error}") from error
-        return TfliteSession(self.name, runners)
-
-    def _interpreter(self, data: bytes, threads: int) -> Any:
-        raise NotImplementedError
+        return TfliteSession(self.name, runners), runners
 
 
 class TfliteRuntime(_Tflite):
@@ -52,11 +65,7 @@ class TfliteRuntime(_Tflite):
 
     name = "tflite-runtime"
     distribution = "tflite-runtime"
-
-    def _interpreter(self, data: bytes, threads: int) -> Any:
-        from tflite_runtime.interpreter import Interpreter
-
-        return Interpreter(model_content=data, num_threads=threads)
+    package = "tflite_runtime"
 
 
 class LiteRt(_Tflite):
@@ -64,27 +73,43 @@ class LiteRt(_Tflite):
 
     name = "litert"
     distribution = "ai-edge-litert"
+    package = "ai_edge_litert"
 
-    def _interpreter(self, data: bytes, threads: int) -> Any:
-        from ai_edge_litert.interpreter import Interpreter
 
-        return Interpreter(model_content=data, num_threads=threads)
+def _signature(interpreter: Any) -> Any:
+    """Return what runs a new interpreter by the names of its tensors: those of its signature, or their own."""
+    interpreter.allocate_tensors()  # before get_signature_runner, else it complains of references to internal data
+    signatures = interpreter.get_signature_list()
+    key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    return _Unsigned(interpreter) if key is None else interpreter.get_signature_runner(key)
 
 
 class _Runner:
-    """One interpreter with the conversions at its borders; its tensors have the names of its signature, or their own."""
+    """One interpreter with the conversions at its borders."""
 
-    def __init__(self, interpreter: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        interpreter.allocate_tensors()  # before get_signature_runner, else it complains of references to internal data
-        signatures = interpreter.get_signature_list()
-        key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
-        self._runner = _Unsigned(interpreter) if key is None else interpreter.get_signature_runner(key)
-        self._inputs = _borders("input", inputs, self._runner.get_input_details())
-        self._outputs = _borders("output", outputs, self._runner.get_output_details())
+    def __init__(self, signature: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self._run = signature
+        self.inputs, self.outputs = inputs, outputs
+        self._inward = _borders("input", inputs, signature.get_input_details())
+        self._outward = _borders("output", outputs, signature.get_output_details())
+
+    @classmethod
+    def as_declared(cls, signature: Any) -> _Runner:
+        return cls(signature, _declared(signature.get_input_details()), _declared(signature.get_output_details()))
 
     def __call__(self, inputs: Tensors) -> dict[str, Array]:
-        raw = self._runner(**{name: border.inward(inputs[name]) for name, border in self._inputs.items()})
-        return {name: border.outward(raw[name]) for name, border in self._outputs.items()}
+        raw = self._run(**{name: border.inward(inputs[name]) for name, border in self._inward.items()})
+        return {name: border.outward(raw[name]) for name, border in self._outward.items()}
+
+
+def _declared(details: Mapping[str, dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(declared(name, np.dtype(one["dtype"]), _free_shape(one)) for name, one in details.items())
+
+
+def _free_shape(detail: dict[str, Any]) -> list[int]:
+    """Return a tensor's shape with -1 where its size is free, which older files do not say."""
+    shape, free = list(detail["shape"]), list(detail["shape_signature"])
+    return free if len(free) == len(shape) else shape
 
 
 class _Unsigned:
