@@ -89,7 +89,11 @@ class Agent:
             will=will,
         )
         self._registry = CollectorRegistry()
-        http = None if settings.cloud == NONE else HttpRoad(settings.cloud, credentials.username, credentials.password)
+        http = (
+            None
+            if settings.cloud == NONE
+            else HttpRoad(settings.cloud, credentials.username, credentials.password, max_rate=settings.max_rate)
+        )
         self._fetcher = Downloader(
             self._link,
             self._topics,

@@ -240,7 +240,8 @@ class UpdateRunner:
         if not fitting:
             raise DeviceError(f"no variant of it runs on this device's engines ({', '.join(self._engines) or 'none'})")
         candidates = _worth_trying(fitting)
-        needed = sum(variant.artifact.length for variant in candidates) + SPARE_BYTES
+        fetcher = self._fetcher  # what an interrupted fetch has taken of the disk is not needed again
+        needed = SPARE_BYTES + sum(one.artifact.length - fetcher.reserved(one.artifact.sha256) for one in candidates)
         if shutil.disk_usage(self._blobs.folder).free < needed:
             raise OSError(f"the disk has less than {needed >> 20} MiB left")
         return manifest, candidates
