@@ -1,7 +1,8 @@
-"""Asks the cloud: one deadline, one breaker; every outcome is an answer or a reason.
+"""Asks the cloud: one deadline, one breaker, one budget; every outcome is an answer or a reason, and leaves a receipt.
 
-A POST is sent once and never again: a kept-alive connection that the cloud has closed is noticed before the request is sent,
-and a cloud that dies with the request in its hands may have acted on it. The local path never waits for anything here.
+A POST is sent once, and once more only where its connection broke, the caller's time allows it and a token pays for it: an
+answer changes nothing in the cloud, and a request that kills clouds must not meet many. A kept-alive connection that the cloud
+has closed is noticed before the request is sent. The local path never waits for anything here.
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ import asyncio
 import math
 import ssl
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 from toprope_edge.breaker import Breaker, Permit
-from toprope_edge.cloud_wire import CloudError, CloudWire, infer_path, read_answer, too_large
+from toprope_edge.budget import QUALITY, Budget
+from toprope_edge.cloud_memory import CloudMemory
+from toprope_edge.cloud_wire import CloudError, CloudWire, Reply, infer_path, read_answer, too_large
+from toprope_edge.hedge import Tokens
 from toprope_edge.latency import Latencies
+from toprope_edge.receipts import ANSWERED, CANCELLED, ReceiptError, ReceiptLog
+from toprope_edge.throttle import Throttle
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import RequestError
-from toprope_shared.inference import CloudReason, InferenceRequest, InferenceResponse
+from toprope_shared.inference import CloudReason, InferenceRequest, InferenceResponse, Reason
 from toprope_shared.serving.binary import encode_request
 
-__all__ = ["CloudClient", "CloudError"]
+__all__ = ["CloudClient", "CloudError", "Errand"]
 
 CONNECT_S = 0.3
 TOTAL_S = 2.0
@@ -31,9 +37,26 @@ MAX_CALLS = 64
 LEAST_S = 0.005
 FAIR_S = 0.5
 SLACK_S = 0.001
+# The share of the cloud's calls that must have fitted into the time that is left: whoever has no other answer tries his luck.
+_LUCK, _CERTAINTY = 0.5, 0.9
 # Turns of the event loop after which it has noticed the kept-alive connections that the cloud has closed: one in which it
 # asks the kernel, one in which it acts on the answer.
 _TURNS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Why the cloud is asked, for its budget and the receipt.
+
+    Attributes:
+        reason: why the edge alone does not answer.
+        version: the release whose manifest lets the inputs leave.
+        fields: how each input leaves, by name.
+    """
+
+    reason: Reason = Reason.FORCED
+    version: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class CloudClient:
@@ -41,7 +64,7 @@ class CloudClient:
 
     Args:
         url: where the doors are, `http://` or `https://`, with or without a path.
-        breaker: whether asking makes sense; the owner keeps its snapshots.
+        breaker: whether asking makes sense.
         clock: for deadlines.
         headers: sent with every request, e.g. `Authorization`.
         tls: the context for `https`; None is the machine's own roots.
@@ -49,6 +72,11 @@ class CloudClient:
         total_s: seconds for a whole call when the caller gives more or no limit.
         max_bytes: the most that a request's body, or an answer's, may have.
         max_calls: calls that may be under way at once.
+        throttle: spares an overloaded cloud; None is one of its own.
+        tokens: pay for sending a request again; None sends none again.
+        budget: what may be spent; None is no limit.
+        receipts: where every request is written down; None nowhere.
+        memory: told before and after every request; None is nobody.
     """
 
     def __init__(
@@ -63,13 +91,24 @@ class CloudClient:
         total_s: float = TOTAL_S,
         max_bytes: int = MAX_BYTES,
         max_calls: int = MAX_CALLS,
+        throttle: Throttle | None = None,
+        tokens: Tokens | None = None,
+        budget: Budget | None = None,
+        receipts: ReceiptLog | None = None,
+        memory: CloudMemory | None = None,
     ) -> None:
         self.breaker = breaker
+        self._url = url
         self._clock = clock or SystemClock()
         self._wire = CloudWire(url, headers=headers or {}, tls=tls, connect_s=connect_s, max_bytes=max_bytes)
         self._total_s = total_s
         self._max_bytes = max_bytes
         self._max_calls = max_calls
+        self._throttle = throttle or Throttle(self._clock)
+        self._tokens = tokens or Tokens()
+        self._budget = budget
+        self._receipts = receipts
+        self._memory = memory
         self._latencies = Latencies(self._clock)
         self._calls = 0
 
@@ -82,8 +121,14 @@ class CloudClient:
     ) -> None:
         await self._wire.__aexit__(kind, error, trace)
 
-    def refusal(self, request: InferenceRequest) -> CloudError | None:
-        """Return why the cloud would not be asked this now; None when it would. Sends nothing."""
+    def refusal(self, request: InferenceRequest, reason: Reason = Reason.FORCED) -> CloudError | None:
+        """Return why the cloud would not be asked this now; None when it would. Sends nothing.
+
+        Args:
+            request: with the caller's deadline.
+            reason: why it would be asked; to better an answer, nine of ten calls must have fitted into the time that is
+                left, else half of them.
+        """
         size = sum(array.nbytes for array in request.inputs.values())
         if size > self._max_bytes:
             return too_large(size, self._max_bytes)
@@ -95,24 +140,30 @@ class CloudClient:
             )
         if request.deadline is not None:
             left = request.deadline - self._clock.steady()
-            if left < max(LEAST_S, self._latencies.quantile(0.5) or 0.0):
+            share = _CERTAINTY if reason in QUALITY else _LUCK
+            if left < max(LEAST_S, self._latencies.quantile(share) or 0.0):
                 text = f"the cloud would take longer than the {max(0.0, left) * 1000:.0f} ms that are left"
                 return CloudError(text, CloudReason.CLOUD_TIMEOUT)
-        return None
+        return self._over_budget(request.model, size, reason)
 
-    async def infer(self, request: InferenceRequest) -> InferenceResponse:
+    async def infer(self, request: InferenceRequest, errand: Errand | None = None) -> InferenceResponse:
         """Ask the cloud; `cloud_ms` in the answer's provenance is the whole way.
 
         Args:
-            request: its `deadline` and at most `total_s` bound the call.
+            request: reduced to what may leave; its `deadline` and at most `total_s` bound the call.
+            errand: why.
 
         Raises:
             CloudError: it was not asked or did not help; `reason` says why.
             NotFoundError: the cloud does not have the model or version.
             RequestError: the cloud found the caller's request wrong.
         """
-        if refusal := self.refusal(request):
+        errand = errand or Errand()
+        if refusal := self.refusal(request, errand.reason):
             raise refusal
+        if not self._throttle.admit():
+            text = "the cloud turned many of the last calls away, so that fewer are sent"
+            raise CloudError(text, CloudReason.CLOUD_OVERLOADED, retry_after_s=1)
         permit = self.breaker.admit()
         if permit is None:
             raise self._closed()
@@ -120,11 +171,12 @@ class CloudClient:
         until = min(started + self._total_s, math.inf if request.deadline is None else request.deadline)
         self._calls += 1
         try:
-            response = await self._ask(request, permit, until)
+            response = await self._ask(request, errand, permit, until)
         except CloudError as error:
             self._tell(permit, error, until - started)
             raise
         except RequestError:
+            self._throttle.answered(accepted=True)
             permit.succeeded()
             raise
         except asyncio.CancelledError:
@@ -135,30 +187,61 @@ class CloudClient:
         finally:
             self._calls -= 1
             permit.dropped()
+            self._note()
         seconds = self._clock.steady() - started
         self._latencies.add(seconds)
         return replace(response, provenance=replace(response.provenance, cloud_ms=seconds * 1000))
 
-    async def _ask(self, request: InferenceRequest, permit: Permit, until: float) -> InferenceResponse:
+    async def _ask(self, request: InferenceRequest, errand: Errand, permit: Permit, until: float) -> InferenceResponse:
+        self._note()  # the call counts from here on, even if it is what ends this process
         if permit.trial:
             health = await self._wire.send("GET", "/v2/health/ready", left_s=self._left_s(until))
             if health.status != 200:
                 raise CloudError(f"the cloud says that it is not ready ({health.status})", CloudReason.CLOUD_ERROR)
-        body, headers = encode_request(request, timeout_us=int(self._left_s(until) * 1e6))
-        if len(body) > self._max_bytes:
-            raise too_large(len(body), self._max_bytes)
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-        left_s = self._left_s(until)
-        reply = await self._wire.send("POST", infer_path(request), left_s=left_s, body=body, headers=headers)
-        response = read_answer(reply)
+        try:
+            response = await self._post(request, errand, until)
+        except CloudError as error:
+            again = error.broken and not permit.trial and until - self._clock.steady() > LEAST_S
+            if not (again and self._tokens.take()):
+                raise
+            response = await self._post(request, errand, until)
         if missing := set(request.outputs) - response.outputs.keys():
             raise CloudError(f"the cloud's answer lacks the output {min(missing)!r}", CloudReason.CLOUD_ERROR)
+        self._throttle.answered(accepted=True)
         permit.succeeded()
         return response
 
+    async def _post(self, request: InferenceRequest, errand: Errand, until: float) -> InferenceResponse:
+        """Send a request once, between its receipt's two lines."""
+        body, headers = encode_request(request, timeout_us=int(self._left_s(until) * 1e6))
+        if len(body) > self._max_bytes:
+            raise too_large(len(body), self._max_bytes)
+        if refusal := self._over_budget(request.model, len(body), errand.reason):
+            raise refusal
+        async with _Entry(self._receipts, self._clock, self._url, request, errand, len(body)) as entry:
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            if self._budget:
+                self._budget.spend(request.model, len(body))
+            left_s = self._left_s(until)
+            reply = await self._wire.send("POST", infer_path(request), left_s=left_s, body=body, headers=headers)
+            entry.reply = reply
+            if self._budget:
+                self._budget.received(request.model, len(reply.body))
+            return read_answer(reply)
+
+    def _over_budget(self, model: str, size: int, reason: Reason) -> CloudError | None:
+        if self._budget is None or not (text := self._budget.refusal(model, size, reason)):
+            return None
+        return CloudError(text, CloudReason.BUDGET_EXHAUSTED, retry_after_s=self._budget.left_s())
+
+    def _note(self) -> None:
+        if self._memory:
+            self._memory.note()
+
     def _tell(self, permit: Permit, error: CloudError, given_s: float) -> None:
         if error.reason is CloudReason.CLOUD_OVERLOADED:
+            self._throttle.answered(accepted=False)
             permit.throttled(error.retry_after_s)
         elif error.reason is CloudReason.CLOUD_TIMEOUT:
             self._timed_out(permit, given_s)
@@ -184,3 +267,58 @@ class CloudClient:
 
     def _left_s(self, until: float) -> float:
         return max(LEAST_S, until - self._clock.steady())
+
+
+class _Entry:
+    """The two lines of one request in the log of what left; without a log, nothing."""
+
+    def __init__(
+        self, log: ReceiptLog | None, clock: Clock, url: str, request: InferenceRequest, errand: Errand, size: int
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._url = url
+        self._request = request
+        self._errand = errand
+        self._size = size
+        self.reply: Reply | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._log is None:
+            return self
+        errand = self._errand
+        try:
+            self._receipt = await self._log.begin(
+                model=self._request.model,
+                version=errand.version,
+                reason=errand.reason,
+                fields=errand.fields,
+                endpoint=self._url,
+                size=self._size,
+            )
+        except ReceiptError as error:
+            raise CloudError(str(error), CloudReason.PRIVACY_DENIED) from error
+        self._started = self._clock.steady()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._log is None:
+            return
+        unconnected = isinstance(error, CloudError) and error.reason is CloudReason.OFFLINE
+        self._log.end(
+            self._receipt,
+            _outcome(error),
+            bytes_out=0 if unconnected else self._size,
+            bytes_in=len(self.reply.body) if self.reply else 0,
+            ms=(self._clock.steady() - self._started) * 1000,
+        )
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return ANSWERED
+    if isinstance(error, CloudError):
+        return str(error.reason)
+    return error.code if isinstance(error, RequestError) else CANCELLED

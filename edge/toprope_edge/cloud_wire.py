@@ -7,9 +7,11 @@ its status, becomes a `CloudError` with a reason; what the cloud says about the 
 from __future__ import annotations
 
 import errno
+import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -39,6 +41,7 @@ class CloudError(LinkError):
         reason: why, from the closed list.
         retry_after_s: seconds after which asking again makes sense.
         network_down: whether there is no way to any cloud.
+        broken: whether the connection broke, so that the same request may be sent once more.
     """
 
     code = "cloud"
@@ -50,11 +53,13 @@ class CloudError(LinkError):
         *,
         retry_after_s: int = RETRY_AFTER_S,
         network_down: bool = False,
+        broken: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after_s = retry_after_s
         self.network_down = network_down
+        self.broken = broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,14 @@ def _sentence(reply: Reply) -> str:
 
 def _retry_after_s(reply: Reply) -> int:
     text = reply.headers.get("Retry-After", "")
-    return max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 9 else RETRY_AFTER_S
+    if text.isascii() and text.isdecimal() and len(text) < 9:
+        return max(1, int(text))
+    # Source: RFC 9110, section 10.2.3. A date is read against the cloud's own clock, because this device's may be wrong.
+    try:
+        wait = parsedate_to_datetime(text) - parsedate_to_datetime(reply.headers.get("Date", ""))
+    except (ValueError, TypeError):  # it is no date, or only one of the two names its zone
+        return RETRY_AFTER_S
+    return max(1, math.ceil(wait.total_seconds()))
 
 
 def _explain(error: aiohttp.ClientError | TimeoutError, *, short: bool) -> CloudError:
@@ -211,4 +223,4 @@ def _explain(error: aiohttp.ClientError | TimeoutError, *, short: bool) -> Cloud
         return CloudError("the cloud can't be reached: no connection in time", CloudReason.OFFLINE)
     if isinstance(error, TimeoutError):
         return CloudError("the cloud did not answer in time", CloudReason.CLOUD_TIMEOUT)
-    return CloudError(f"the connection to the cloud broke: {error}", CloudReason.CLOUD_ERROR)
+    return CloudError(f"the connection to the cloud broke: {error}", CloudReason.CLOUD_ERROR, broken=True)

@@ -1,20 +1,27 @@
 """Here first, else the cloud; the answer says which and why.
 
-The order: may the request leave the device at all; can it be answered here in time; run it here; else ask the cloud with
-what is left of the caller's time; else say in one sentence why neither did. Inputs were held against the manifest before.
-No network and no threads of its own: those are the runtime's and the cloud client's.
+The order: what of the request may leave the device; can it be answered here in time; run it here; is that answer sure enough,
+else ask the cloud for a better one; else, where there is no answer, ask the cloud for one with what is left of the caller's
+time; else say in one sentence why neither did. A caller with a deadline whose local call is unusually slow has the cloud asked
+beside it. Inputs were held against the manifest before. No network and no threads of its own: those are the runtime's and the
+cloud client's.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from toprope_edge import confidence, privacy
 from toprope_edge.breaker import State
-from toprope_edge.cloud_client import CloudClient, CloudError
+from toprope_edge.cloud_client import CloudClient, CloudError, Errand
+from toprope_edge.hedge import Hedge, Tokens
+from toprope_edge.privacy import SitePrivacy, Verdict
 from toprope_edge.runtime import InfeasibleError, Ran, Runtime
+from toprope_edge.spool import Spool
 from toprope_shared.clock import Clock, SystemClock
-from toprope_shared.errors import DeadlineError, EngineError, LinkError, NotFoundError, UnavailableError
+from toprope_shared.errors import DeadlineError, EngineError, LinkError, NotFoundError, RequestError, UnavailableError
 from toprope_shared.inference import (
     CloudReason,
     InferenceRequest,
@@ -24,12 +31,15 @@ from toprope_shared.inference import (
     Provenance,
     Reason,
 )
-from toprope_shared.manifest import Manifest, Privacy
+from toprope_shared.manifest import Manifest
 from toprope_shared.serving.dataplane import is_version
 
 PATIENCE_S = 60.0
 RETRY_LOCAL_S = 1
-_PRIVACY = (Privacy.NONE, Privacy.FEATURES, Privacy.REDACTED, Privacy.FULL)
+# What is kept of the caller's time so that the local answer is still in time when the cloud did not better it.
+RESERVE_S = 0.01
+# A local call that is expected to take less than this is over before a second one could have been sent.
+LEAST_HEDGE_S = 0.01
 
 
 class Catalogue(Protocol):
@@ -57,6 +67,31 @@ class _Edge:
     ms: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How the cloud is asked for the answers of one release."""
+
+    client: CloudClient
+    verdict: Verdict
+    version: str
+
+    def refusal(self, request: InferenceRequest, reason: Reason) -> CloudError | None:
+        return self.client.refusal(request, reason)
+
+    async def ask(self, request: InferenceRequest, reason: Reason) -> InferenceResponse:
+        """Ask with what may leave; a release that the cloud lacks is its fault: the signed catalogue has it."""
+        errand = Errand(reason, self.version, {name: str(how) for name, how in self.verdict.fields.items()})
+        try:
+            response = await self.client.infer(self.verdict.reduce(request), errand)
+        except NotFoundError as error:
+            raise CloudError(f"the cloud does not offer it: {error}", CloudReason.CLOUD_ERROR) from error
+        provenance = replace(response.provenance, origin=Origin.CLOUD, fallback_reason=reason, confidence=None)
+        return replace(response, provenance=provenance, id=request.id)
+
+
+_Asked = Hedge[InferenceResponse] | None
+
+
 class Router:
     """The device's `Backend`.
 
@@ -65,7 +100,9 @@ class Router:
         catalogue: what is known of releases that are not held here.
         cloud: the way to the cloud; None is none.
         cloud_allowed: the site's word on asking the cloud at all.
-        max_privacy: the most that the site lets leave the device; it can only tighten the manifest's word.
+        site: what the site lets leave the device; it can only tighten the manifest's word.
+        spool: keeps what the edge was not sure of and the cloud could not look at; None keeps nothing.
+        tokens: pay for hedges; None is a bucket of its own.
         clock: for deadlines and durations.
         patience_s: how long a caller without a deadline is kept waiting for a local answer when the cloud may not be asked.
     """
@@ -77,16 +114,21 @@ class Router:
         cloud: CloudClient | None,
         *,
         cloud_allowed: bool = True,
-        max_privacy: Privacy = Privacy.FULL,
+        site: SitePrivacy | None = None,
+        spool: Spool | None = None,
+        tokens: Tokens | None = None,
         clock: Clock | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._runtime = runtime
         self._catalogue = catalogue
         self._cloud = cloud if cloud_allowed else None
-        self._max_privacy = max_privacy
+        self._site = site or SitePrivacy()
+        self._spool = spool
+        self._tokens = tokens or Tokens()
         self._clock = clock or SystemClock()
         self._patience_s = patience_s
+        self._ways: dict[str, tuple[Manifest, _Way | CloudError]] = {}
 
     async def describe(self, model: str, version: str | None) -> Manifest:
         """Return the held manifest when it is the one that is meant, else the signed catalogue's; see `Backend`."""
@@ -109,14 +151,21 @@ class Router:
             raise DeadlineError(f"the time for the call of {request.model!r} had run out when it came")
         manifest = await self.describe(request.model, request.version)
         way = self._way(manifest)
+        self._tokens.earn()
         edge = self._obstacle(request, way)
         if edge is None:
-            patience_s = manifest.fallback.deadline_ms / 1000 if isinstance(way, CloudClient) else self._patience_s
+            patience_s = manifest.fallback.deadline_ms / 1000 if isinstance(way, _Way) else self._patience_s
             deadline = now + patience_s if request.deadline is None else request.deadline
-            found = await self._here(request, manifest, deadline)
-            if isinstance(found, InferenceResponse):
-                return found
+            hedge = self._hedge(request, manifest, way)
+            with hedge or nullcontext():
+                found = await self._here(request, manifest, deadline)
+            if hedge is not None and hedge.answer is not None:
+                return hedge.answer
+            if isinstance(found, Ran):
+                return await self._settle(request, found, way, hedge, deadline)
             edge = found
+            if hedge is not None and hedge.asked:
+                return await self._hedged(request, edge, hedge)
         return await self._there(request, edge, way)
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -141,17 +190,30 @@ class Router:
         here = any(status.ready for status in self._runtime.statuses())
         return here or (self._cloud is not None and self._cloud.breaker.state is not State.OPEN)
 
-    def _way(self, manifest: Manifest) -> CloudClient | CloudError:
+    def _way(self, manifest: Manifest) -> _Way | CloudError:
         """Return the way to the cloud, or why this model's inputs never take it, whatever the cloud's state."""
+        known = self._ways.get(manifest.model)
+        if known is None or known[0] is not manifest:
+            known = self._ways[manifest.model] = (manifest, self._find_way(manifest))
+        way = known[1]
+        if isinstance(way, _Way) and (maker := self._absent_maker(way.verdict)):
+            text = f"the cloud was not asked because this device does not hold {maker}, which makes what may leave"
+            return CloudError(text, CloudReason.PRIVACY_DENIED)
+        return way
+
+    def _find_way(self, manifest: Manifest) -> _Way | CloudError:
         if self._cloud is None:
             return CloudError("asking the cloud is switched off on this device", CloudReason.DISABLED)
-        allowed = min(manifest.fallback.privacy, self._max_privacy, key=_PRIVACY.index)
-        if allowed is not Privacy.FULL:
-            text = f"the cloud was not asked because the inputs may not leave the device (privacy {allowed})"
-            return CloudError(text, CloudReason.PRIVACY_DENIED)
-        return self._cloud
+        verdict = privacy.decide(manifest, self._site)
+        if verdict.denied:
+            return CloudError(verdict.denied, CloudReason.PRIVACY_DENIED)
+        return _Way(self._cloud, verdict, manifest.version)
 
-    def _obstacle(self, request: InferenceRequest, way: CloudClient | CloudError) -> _Edge | None:
+    def _absent_maker(self, verdict: Verdict) -> str | None:
+        """Return a model that is not held here and is said to make what may leave."""
+        return next((maker for maker in sorted(verdict.makers) if self._runtime.manifest(maker) is None), None)
+
+    def _obstacle(self, request: InferenceRequest, way: _Way | CloudError) -> _Edge | None:
         """Return why the request is not tried here; None when it is."""
         held = self._runtime.manifest(request.model)
         if held is None or (request.version is not None and not is_version(held, request.version)):
@@ -160,38 +222,112 @@ class Router:
         if obstacle is None:
             return None
         reason, text = obstacle
-        hopeless = isinstance(way, CloudError) or way.refusal(request) is not None
+        hopeless = isinstance(way, CloudError) or way.refusal(request, Reason.DEADLINE) is not None
         if reason is Reason.DEADLINE and hopeless:
             return None  # a forecast is no certainty: without another way the edge tries
         return _Edge(reason, text)
 
-    async def _here(self, request: InferenceRequest, manifest: Manifest, deadline: float) -> InferenceResponse | _Edge:
+    async def _here(self, request: InferenceRequest, manifest: Manifest, deadline: float) -> Ran | _Edge:
         started = self._clock.steady()
         only = manifest if request.version is not None else None
         try:
-            ran = await self._runtime.run(request.model, request.inputs, deadline=deadline, only=only)
+            return await self._runtime.run(request.model, request.inputs, deadline=deadline, only=only)
         except InfeasibleError as error:
             return _Edge(error.reason, str(error))
         except DeadlineError as error:
             return _Edge(Reason.DEADLINE, str(error), (self._clock.steady() - started) * 1000)
         except EngineError as error:
             return _Edge(Reason.LOCAL_ERROR, f"it failed here: {error}", (self._clock.steady() - started) * 1000)
-        return _local(request, ran)
 
-    async def _there(self, request: InferenceRequest, edge: _Edge, way: CloudClient | CloudError) -> InferenceResponse:
+    def _hedge(self, request: InferenceRequest, manifest: Manifest, way: _Way | CloudError) -> _Asked:
+        """Return what asks the cloud beside the local call once it is late; None where that is never done."""
+        if request.deadline is None or isinstance(way, CloudError) or not self._tokens.has():
+            return None
+        if any(variant.needs.stateful for variant in manifest.variants):
+            return None  # the cloud has not seen the calls before this one
+        delay_s = self._runtime.expected_s(request.model)
+        if not LEAST_HEDGE_S <= delay_s < request.deadline - self._clock.steady():
+            return None
+        asked = replace(request, deadline=request.deadline - RESERVE_S)
+        return Hedge(delay_s, lambda: way.ask(asked, Reason.HEDGE), self._tokens)
+
+    async def _settle(
+        self, request: InferenceRequest, ran: Ran, way: _Way | CloudError, hedge: _Asked, deadline: float
+    ) -> InferenceResponse:
+        """Return the local answer if it is sure enough, else the cloud's, else the local one after all."""
+        answer = _local(request, ran)
+        calibration = ran.loaded.variant.calibration
+        if calibration is None:
+            _drop(hedge)
+            return answer
+        sure = confidence.judge(ran.outputs, calibration)
+        answer = replace(answer, provenance=replace(answer.provenance, confidence=sure.confidence))
+        if sure.stands:
+            _drop(hedge)
+            return answer
+        better = await self._better(replace(request, deadline=deadline - RESERVE_S), way, hedge)
+        if isinstance(better, InferenceResponse):
+            provenance = replace(
+                better.provenance,
+                fallback_reason=Reason.LOW_CONFIDENCE,
+                edge_ms=ran.milliseconds,
+                confidence=sure.confidence,
+            )
+            return replace(better, provenance=provenance)
+        self._keep(request, ran, sure.confidence, better)
+        degraded = ran.degraded or better.reason
+        return replace(answer, provenance=replace(answer.provenance, degraded_reason=degraded))
+
+    async def _better(
+        self, request: InferenceRequest, way: _Way | CloudError, hedge: _Asked
+    ) -> InferenceResponse | CloudError:
+        """Return the cloud's answer, or why there is none; a request that is wrong only there is the cloud's error."""
+        if isinstance(way, CloudError):
+            return way
+        try:
+            if hedge is not None and hedge.asked:
+                return await hedge.rest()
+            return await way.ask(request, Reason.LOW_CONFIDENCE)
+        except CloudError as error:
+            return error
+        except RequestError as error:
+            return CloudError(f"the cloud refuses what this device answers: {error}", CloudReason.CLOUD_ERROR)
+
+    def _keep(self, request: InferenceRequest, ran: Ran, sure: float, missed: CloudError) -> None:
+        """Spool an example that nobody was sure of, as far as it may leave the device."""
+        if self._spool is None:
+            return
+        manifest = ran.loaded.manifest
+        verdict = privacy.decide(manifest, self._site)
+        if verdict.denied or self._absent_maker(verdict):
+            return
+        self._spool.offer(
+            verdict.reduce(request),
+            version=manifest.version,
+            reason=Reason.LOW_CONFIDENCE,
+            confidence=sure,
+            missed=missed.reason,
+        )
+
+    async def _hedged(self, request: InferenceRequest, edge: _Edge, hedge: Hedge[InferenceResponse]) -> InferenceResponse:
+        """Return the answer that the cloud was asked for while the edge was trying, and failed."""
+        try:
+            response = await hedge.rest()
+        except CloudError as error:
+            raise self._neither(request, edge, error) from error
+        provenance = replace(response.provenance, fallback_reason=edge.reason, edge_ms=edge.ms)
+        return replace(response, provenance=provenance)
+
+    async def _there(self, request: InferenceRequest, edge: _Edge, way: _Way | CloudError) -> InferenceResponse:
         if request.deadline is not None and request.deadline <= self._clock.steady():
             raise DeadlineError(f"{edge.text}; no time is left to ask the cloud")
         if isinstance(way, CloudError):
             raise self._neither(request, edge, way)
         try:
-            response = await way.infer(request)
+            response = await way.ask(request, edge.reason)
         except CloudError as error:
             raise self._neither(request, edge, error) from error
-        except NotFoundError as error:  # the release is in the signed catalogue, so the caller asked for nothing wrong
-            missing = CloudError(f"the cloud does not offer it: {error}", CloudReason.CLOUD_ERROR)
-            raise self._neither(request, edge, missing) from error
-        provenance = replace(response.provenance, origin=Origin.CLOUD, fallback_reason=edge.reason, edge_ms=edge.ms)
-        return replace(response, provenance=provenance, id=request.id)
+        return replace(response, provenance=replace(response.provenance, edge_ms=edge.ms))
 
     def _neither(self, request: InferenceRequest, edge: _Edge, cloud: CloudError) -> DeadlineError | UnavailableError:
         sentence = f"nobody can answer for {request.model} now: {edge.text}; {cloud}"
@@ -209,6 +345,11 @@ def _not_here(model: str, version: str | None, held: Manifest | None) -> _Edge:
         Reason.VERSION_NOT_LOCAL,
         f"this device holds {model} {held.version} and not the version {version} that was asked for",
     )
+
+
+def _drop(hedge: _Asked) -> None:
+    if hedge is not None:
+        hedge.drop()
 
 
 def _local(request: InferenceRequest, ran: Ran) -> InferenceResponse:

@@ -90,6 +90,9 @@ class Provenance:
         degraded_reason: why a lesser answer stands; None where it does not.
         edge_ms: milliseconds spent in the edge's engine.
         cloud_ms: milliseconds spent on the way to the cloud, in it and back.
+        confidence: of the edge's answer, calibrated, 0 to 1, the least sure row's; None where nothing is calibrated. It was
+            too low where `fallback_reason` is `low_confidence`, or where the edge's answer stands `degraded` for a reason of
+            the cloud's.
     """
 
     origin: Origin
@@ -99,6 +102,7 @@ class Provenance:
     degraded_reason: Reason | CloudReason | None = None
     edge_ms: float | None = None
     cloud_ms: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

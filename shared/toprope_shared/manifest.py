@@ -138,6 +138,7 @@ class Calibration(msgspec.Struct, frozen=True):
         certified: whether the rows were enough to prove the bound; if not, `tau` is a heuristic.
         rows: how many rows `tau` was chosen on.
         kept: the share of these rows at or above `tau`.
+        margin: how far the calibrated probabilities of the two best classes must be apart besides; 0 asks for nothing.
     """
 
     output: str
@@ -149,6 +150,7 @@ class Calibration(msgspec.Struct, frozen=True):
     certified: bool
     rows: Count
     kept: float
+    margin: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
 class Variant(msgspec.Struct, frozen=True):
@@ -221,11 +223,35 @@ class Preprocessing(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer | None = None
 
 
+class InputPrivacy(msgspec.Struct, frozen=True):
+    """The recipe's word on one input; beside the release's own word it can only tighten.
+
+    Attributes:
+        input: its name.
+        privacy: `full` asks for nothing more; `redacted`: only `fill` ever leaves in its place; `features`: it leaves only if
+            it is one; `none`: no request with it leaves.
+        fill: what stands for each of its elements when it is redacted, text for BYTES; None: it can't be redacted.
+        made_by: the model on the device whose output it is, which makes it a feature; empty: it is raw data.
+    """
+
+    input: str
+    privacy: Privacy = Privacy.FULL
+    fill: bool | int | float | str | None = None
+    made_by: Slug | Literal[""] = ""
+
+
 class Fallback(msgspec.Struct, frozen=True):
-    """The recipe's word on the fallback; a site's settings can only tighten it."""
+    """The recipe's word on the fallback; a site's settings can only tighten it.
+
+    Attributes:
+        privacy: how much of a request may leave; `toprope_edge.privacy` says what each word does to an input.
+        deadline_ms: how long a caller who names no time is kept waiting.
+        inputs: more about single inputs.
+    """
 
     privacy: Privacy = Privacy.NONE
     deadline_ms: Annotated[int, msgspec.Meta(ge=1)] = 2000
+    inputs: tuple[InputPrivacy, ...] = ()
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -289,6 +315,7 @@ class Manifest(msgspec.Struct, frozen=True):
         names = [variant.name for variant in self.variants]
         if len(set(names)) != len(names):
             raise ValueError(f"variant names are not unique: {', '.join(names)}")
+        _check_privacy(self.inputs, self.fallback.inputs)
 
     @property
     def path(self) -> str:
@@ -325,6 +352,32 @@ def parse(data: bytes) -> Manifest:
 def encode(manifest: Manifest) -> bytes:
     """Return the manifest as indented JSON with a stable field order."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def _check_privacy(inputs: tuple[TensorSpec, ...], words: tuple[InputPrivacy, ...]) -> None:
+    """Raise ValueError when the words on single inputs contradict the inputs or themselves."""
+    specs = {spec.name: spec for spec in inputs}
+    if len({word.input for word in words}) != len(words):
+        raise ValueError("fallback.inputs names an input more than once")
+    for word in words:
+        if word.input not in specs:
+            raise ValueError(f"fallback.inputs names {word.input!r}; the inputs are {', '.join(specs)}")
+        if word.privacy is Privacy.REDACTED and word.fill is None:
+            raise ValueError(f"the input {word.input!r} is redacted and has no fill to leave in its place")
+        if word.privacy is Privacy.NONE and word.fill is not None:
+            raise ValueError(f"the input {word.input!r} never leaves (privacy none), so its fill means nothing")
+        if word.fill is not None and not _fits(specs[word.input], word.fill):
+            raise ValueError(f"the fill {word.fill!r} of input {word.input!r} is no {specs[word.input].datatype}")
+
+
+def _fits(spec: TensorSpec, fill: bool | int | float | str) -> bool:
+    if spec.datatype == "BYTES" or isinstance(fill, str):
+        return spec.datatype == "BYTES" and isinstance(fill, str)
+    if spec.datatype == "BOOL" or isinstance(fill, bool):
+        return spec.datatype == "BOOL" and isinstance(fill, bool)
+    if spec.dtype.kind == "f":
+        return abs(fill) <= float(np.finfo(spec.dtype).max)
+    return isinstance(fill, int) and np.iinfo(spec.dtype).min <= fill <= np.iinfo(spec.dtype).max
 
 
 def golden_error_ppm(expected: Array, got: Array) -> int:

@@ -15,6 +15,7 @@ from tests.fakes.releases import tiny_release
 
 from toprope_edge.breaker import Breaker
 from toprope_edge.cloud_client import CloudClient
+from toprope_edge.privacy import SitePrivacy
 from toprope_edge.router import Router
 from toprope_edge.runtime import Loaded, Runtime
 from toprope_shared.blobs import Blobs
@@ -326,7 +327,7 @@ async def test_a_site_can_tighten_the_recipes_word(
     runtime: Runtime, catalogue: FakeCatalogue, client: CloudClient, blobs: Blobs, cloud: FakeCloud, site: Privacy
 ) -> None:
     catalogue.releases.append(tiny_release(blobs, privacy=Privacy.FULL))
-    error = await refusal(Router(runtime, catalogue, client, max_privacy=site))
+    error = await refusal(Router(runtime, catalogue, client, site=SitePrivacy({"*": site})))
     assert error.reasons == (Reason.NO_MODEL, CloudReason.PRIVACY_DENIED)
     assert not cloud.seen
 
@@ -335,7 +336,7 @@ async def test_a_site_can_not_loosen_the_recipes_word(
     runtime: Runtime, catalogue: FakeCatalogue, client: CloudClient, blobs: Blobs, cloud: FakeCloud
 ) -> None:
     catalogue.releases.append(tiny_release(blobs, privacy=Privacy.NONE))
-    error = await refusal(Router(runtime, catalogue, client, max_privacy=Privacy.FULL))
+    error = await refusal(Router(runtime, catalogue, client, site=SitePrivacy({"*": Privacy.FULL})))
     assert error.reasons[1] is CloudReason.PRIVACY_DENIED
     assert not cloud.seen
 

@@ -21,6 +21,7 @@ def to_parameters(provenance: Provenance) -> dict[str, Parameter]:
         "degraded_reason": _text(provenance.degraded_reason),
         "edge_ms": _rounded(provenance.edge_ms),
         "cloud_ms": _rounded(provenance.cloud_ms),
+        "confidence": _rounded(provenance.confidence, 6),
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -36,6 +37,7 @@ def from_parameters(parameters: Mapping[str, Parameter]) -> Provenance:
         degraded_reason=_member(Reason, degraded) or _member(CloudReason, degraded),
         edge_ms=_number(parameters.get("edge_ms")),
         cloud_ms=_number(parameters.get("cloud_ms")),
+        confidence=_number(parameters.get("confidence")),
     )
 
 
@@ -57,6 +59,7 @@ def to_headers(response: InferenceResponse, total_ms: float) -> dict[str, str]:
         "Inference-Runtime": provenance.runtime,
         "Inference-Fallback": _text(provenance.fallback_reason) or "",
         "Inference-Degraded": _text(provenance.degraded_reason) or "",
+        "Inference-Confidence": "" if provenance.confidence is None else str(_rounded(provenance.confidence, 6)),
     }
     return {name: value for name, value in values.items() if value}
 
@@ -65,8 +68,8 @@ def _text(reason: StrEnum | None) -> str | None:
     return None if reason is None else str(reason)
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+def _rounded(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def _number(value: Parameter | None) -> float | None:
