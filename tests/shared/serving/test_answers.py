@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -152,11 +151,9 @@ def test_every_error_of_the_tree_has_a_status() -> None:
 
 @both_doors
 def test_the_headers_deadline_ends_the_wait(server: Server, door: str) -> None:
-    server.shelf.pause = 5
-    started = time.monotonic()
+    server.shelf.pause = 600  # longer than any test may take
     answer = ask(server, door, X_Request_Timeout_Ms="80")
     assert (answer.status, json.loads(answer.data)["code"]) == (504, "deadline")
-    assert time.monotonic() - started < 2
 
 
 def test_the_parameters_deadline_is_in_microseconds_and_the_shorter_counts(server: Server) -> None:
