@@ -16,6 +16,7 @@ from tuf.ngclient import Updater
 
 from toprope_shared.clock import Clock
 from toprope_shared.errors import TrustError
+from toprope_shared.manifest import MAX_COUNT
 from toprope_shared.revocation import COUNTER, floors, revoked_because
 from toprope_shared.trusted import (
     NO_FLOORS,
@@ -173,8 +174,8 @@ def counter_of(target: TargetFile) -> int:
     Raises:
         TrustError: there is none.
     """
-    counter = (target.custom or {}).get(COUNTER)
-    if not isinstance(counter, int) or counter < 1:
+    counter = target.custom.get(COUNTER) if isinstance(target.custom, dict) else None
+    if not isinstance(counter, int) or isinstance(counter, bool) or not 1 <= counter <= MAX_COUNT:
         raise TrustError(f"the signed target {target.path} has no {COUNTER}")
     return counter
 

@@ -26,6 +26,7 @@ from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.digest import sha256
 from toprope_shared.errors import LinkError
 from toprope_shared.generations import Generations
+from toprope_shared.manifest import MAX_COUNT
 from toprope_shared.secure_time import BUILT_AT, TIMESTAMP_LIFE_S, Moment, look, proven_by
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,12 @@ def _same_key_twice(folder: Path) -> str | None:
 
 
 def older_than_floor(name: str, new: Floor, floors: Floors) -> str | None:
-    """Say what is wrong with a version below its floor; None when nothing is, or other keys have signed it."""
+    """Say what is wrong with a version below its floor; None when nothing is, or other keys have signed it.
+
+    A version beyond 64 bits is wrong too: no device could write it down, and so none could ever hold it as a floor.
+    """
+    if new.value > MAX_COUNT:
+        return f"the {name} metadata has a version of {len(str(new.value))} digits, at most {MAX_COUNT} is taken"
     least = floors.get(name)
     if least is None or least.keys != new.keys or new.value >= least.value:
         return None
