@@ -43,7 +43,8 @@ from toprope_shared.trusted import MetadataSource, Refreshed, TrustedMetadata, V
 
 BOOTSTRAP, GENERATIONS, JOURNAL = "bootstrap", "generations", "journal.sqlite"
 DEVICE = "conformance"
-START_S, PATIENCE_S = 20.0, 2.0
+# Whatever is read was published just before, so patience only has to outlast a busy machine.
+START_S, PATIENCE_S = 60.0, 30.0
 T = TypeVar("T")
 ReadTarget = Callable[[str, int], bytes]
 
@@ -110,9 +111,9 @@ async def broker(root: bytes) -> AsyncIterator[tuple[str, Credentials, Credentia
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             port = int(sock.getsockname()[1])
-        files.write_config("127.0.0.1", port)
+        config = files.write_config("127.0.0.1", port)
         quiet = asyncio.subprocess.DEVNULL
-        process = await asyncio.create_subprocess_exec(binary(), "--config", str(files.config), stdout=quiet, stderr=quiet)
+        process = await asyncio.create_subprocess_exec(binary(), "--config", str(config), stdout=quiet, stderr=quiet)
         try:
             yield f"mqtt://127.0.0.1:{port}", files.cloud(), device
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.conformance.repository import Repository
+from tests.trust.repository import Repository
 from tests.fakes.clocks import ManualClock
 from tests.fakes.releases import tiny_release
 from tuf.api.metadata import TargetFile

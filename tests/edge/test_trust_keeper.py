@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.conformance.repository import Repository, Road
+from tests.trust.repository import Repository, Road
 from tests.fakes.clocks import ManualClock
 
 from toprope_edge.journal import Journal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,13 +14,13 @@ from urllib.parse import unquote
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tests.conformance.repository import Repository
+from tests.trust.repository import Repository
 from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets
 
 from toprope_shared.clock import SystemClock
 from toprope_shared.trust import ROLLOUTS
 
-CLIENT = Path(__file__).with_name("tuf_client")
+CLIENT = Path(__file__).parents[1] / "conformance" / "tuf_client"
 TARGET, PATH = b"the bytes of a target", "rollouts/stable.json"
 
 
@@ -47,7 +48,9 @@ class Server:
     def run(self, *words: str) -> int:
         env = {**os.environ, "TOPROPE_ROAD": self.road}
         command = [str(CLIENT), "--metadata-dir", str(self.folder / "metadata"), *words]
-        return subprocess.run(command, env=env, capture_output=True, check=False, timeout=60).returncode
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100)
+        print(done.stderr)
+        return done.returncode
 
     def init(self, root: bytes) -> int:
         (self.folder / "metadata").mkdir()
@@ -109,6 +112,31 @@ def test_init_asks_nothing_and_a_refresh_asks_each_file_once_in_order(server: Se
     server.repository.publish()
     assert server.refresh() == 0
     assert server.trusted() == {"root": 2, "snapshot": 2, "targets": 1, "timestamp": 2}
+
+
+SUITE = """
+def pytest_addoption(parser):
+    parser.addoption("--entrypoint", required=True)
+"""
+SUITE_TEST = """
+import subprocess, tempfile
+
+def test_the_client_starts(pytestconfig):
+    folder = tempfile.TemporaryDirectory()  # never cleaned up: a warning, which is an error under this project's settings
+    command = [pytestconfig.getoption("--entrypoint"), "--metadata-dir", folder.name, "init", __file__]
+    assert subprocess.run(command, check=False).returncode == 0
+    del folder
+"""
+
+
+def test_a_suite_of_other_people_is_not_run_with_our_settings_because_it_names_our_client(tmp_path: Path) -> None:
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    (suite / "conftest.py").write_text(SUITE)
+    (suite / "test_it.py").write_text(SUITE_TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "suite", "--entrypoint", str(CLIENT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_refresh_that_fails_half_way_keeps_what_was_verified(server: Server) -> None:

@@ -6,9 +6,9 @@ import json
 
 import pytest
 from securesystemslib.signer import CryptoSigner
-from tests.conformance.conftest import DAY_S, Device, advance
-from tests.conformance.repository import ONLINE, Repository, Road
 from tests.fakes.clocks import ManualClock
+from tests.trust.conftest import DAY_S, Device, advance
+from tests.trust.repository import ONLINE, Repository, Road
 from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
 
 from toprope_shared.errors import TrustError

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.conformance.conftest import DAY_S, NOW, Device, advance
-from tests.conformance.repository import Repository, Road
 from tests.fakes.clocks import ManualClock
+from tests.trust.conftest import DAY_S, NOW, Device, advance
+from tests.trust.repository import Repository, Road
 from tuf.api.metadata import Root, Timestamp
 
 from toprope_cloud.metadata import LIFETIMES

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.conformance.repository import Repository, Road
 from tests.fakes.clocks import ManualClock
+from tests.trust.repository import Repository, Road
 
 from toprope_shared.trust import MetadataSource, Refreshed, TrustClient, Verdict
 from toprope_shared.trusted import Floor
