@@ -16,9 +16,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from tuf.api.metadata import TargetFile
 
-from toprope_edge.breaker import Breaker
 from toprope_edge.catalogue import SignedCatalogue
-from toprope_edge.cloud_client import CloudClient
+from toprope_edge.cloud_way import open_way
 from toprope_edge.download import Downloader
 from toprope_edge.http_road import HttpRoad
 from toprope_edge.journal import Journal
@@ -76,6 +75,7 @@ class Agent:
         self._topics = Topics(settings.topic_prefix)
         self._clock = SystemClock()
         self._session = journal.next_session()
+        self._state_folder = state
         self._blobs = Blobs(state / "blobs")
         self._engines = _engines(settings.engines)
         device = credentials.device
@@ -156,12 +156,11 @@ class Agent:
         await stack.enter_async_context(self._runtime)
         await self._updates.restore()
         await self._keeper.recall()
-        cloud = None
-        if self._settings.cloud != NONE:
-            breaker = Breaker(self._clock)
-            cloud = await stack.enter_async_context(CloudClient(self._settings.cloud, breaker, clock=self._clock))
+        way = await open_way(self._settings, self._state_folder, self._session, clock=self._clock, stack=stack)
         catalogue = SignedCatalogue(self._trust, self._blobs, self._fetcher)
-        router = Router(self._runtime, catalogue, cloud, clock=self._clock)
+        router = Router(
+            self._runtime, catalogue, way.client, site=way.site, spool=way.spool, tokens=way.tokens, clock=self._clock
+        )
         plane = DataPlane(router, metrics=Metrics(self._registry), clock=self._clock)
         stop = _stop_on_signals()
         self._url = "http://{}:{}".format(*sock.getsockname()[:2])

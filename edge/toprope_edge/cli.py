@@ -1,4 +1,4 @@
-"""The edge's subcommands: `toprope edge run`, `trust` and `probe`. Heavy imports stand inside the command."""
+"""The edge's subcommands: `toprope edge ...`. Heavy imports stand inside the command."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import typer
 
-from toprope_edge import probe_cli
+from toprope_edge import cloud_cli, probe_cli
 
 app = typer.Typer(help="The agent on the device.", no_args_is_help=True)
 app.command("probe")(probe_cli.probe)
+app.command("receipts")(cloud_cli.receipts)
+app.command("spool")(cloud_cli.spool)
 
 
 @app.callback()

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import msgspec
 
+from toprope_edge.budget import Limits
+from toprope_edge.receipts import LIMIT_BYTES
 from toprope_shared.errors import InputError
+from toprope_shared.manifest import Privacy
 from toprope_shared.messages import decode
 from toprope_shared.profiles import DEFAULT
 from toprope_shared.topics import PREFIX
@@ -29,6 +32,12 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         broker_profile: whose limits the transfer keeps: aws-iot, azure, emqx, hivemq, nats or mosquitto.
         max_rate: bytes a second that this device wants at most of an artifact; 0 is what the profile allows.
         cloud: where requests fall back to; `none` is nowhere.
+        cloud_privacy: the site's rules on what leaves the device, by `*`, MODEL or MODEL.INPUT; see `privacy`.
+        cloud_budgets: the most calls and bytes to the cloud in a window, by MODEL, or `*` for the device.
+        cloud_window: seconds of such a window.
+        receipts_bytes: the most that the log of what left the device takes.
+        spool_bytes: the most that hard examples which wait to be told take; 0 keeps none.
+        spool_days: days after which such an example is dropped.
         channel: whose rollout this device follows.
         enrolment: folder with credentials.json and root.json; empty is devices/<device> below TOPROPE_HOME.
         state: folder of everything that the agent writes; empty is `state` in the enrolment.
@@ -47,6 +56,12 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_profile: str = DEFAULT
     max_rate: Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)] = 0
     cloud: str = "http://127.0.0.1:8000"
+    cloud_privacy: dict[str, Privacy] = {}
+    cloud_budgets: dict[str, Limits] = {}
+    cloud_window: Annotated[float, msgspec.Meta(ge=1)] = 86_400.0
+    receipts_bytes: Annotated[int, msgspec.Meta(ge=65_536)] = LIMIT_BYTES
+    spool_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    spool_days: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     channel: str = "stable"
     enrolment: str = ""
     state: str = ""
