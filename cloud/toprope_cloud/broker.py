@@ -1,4 +1,4 @@
-"""The embedded broker: the real nats-server with a generated configuration, and the enrolment of devices with it.
+"""The embedded broker: nats-server or mosquitto with a generated configuration, and the enrolment of devices with it.
 
 Each device has its own user with its own topics; what is not allowed here is refused by the broker. Passwords are random
 and stand only in files of mode 0600.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from toprope_cloud import mosquitto
 from toprope_cloud.layout import Layout
 from toprope_shared.blobs import replace_file
 from toprope_shared.errors import InputError
@@ -25,6 +26,7 @@ from toprope_shared.topics import Topics, check_level
 CLOUD_USER = "cloud"
 PRIVATE = 0o600
 MAX_PAYLOAD = "1MB"
+NATS, MOSQUITTO = "nats", "mosquitto"
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -48,9 +50,8 @@ class BrokerFiles:
         self._layout = layout
         self._topics = topics or Topics()
         self.folder = layout.broker
-        self.config = self.folder / "nats.conf"
         self._users_file = self.folder / "users.json"
-        self._pid_file = self.folder / "nats.pid"
+        self._pid_file = self.folder / "broker.pid"
         self._port_file = self.folder / "listen.json"
 
     def cloud(self) -> Credentials:
@@ -82,6 +83,8 @@ class BrokerFiles:
         if not roots:
             raise InputError(f"there is no root metadata in {self._layout.trust}; make it with: toprope keys init")
         users = self._users()
+        if device == CLOUD_USER:
+            raise InputError(f"{CLOUD_USER!r} is the cloud's own name at the broker; give the device another one")
         if device in users:
             raise InputError(f"{device} is enrolled already; its credentials are in {self._layout.device(device)}")
         credentials = new_credentials(device)
@@ -93,19 +96,32 @@ class BrokerFiles:
         self._reload()
         return folder
 
-    def write_config(self, host: str, port: int) -> None:
-        """Write the broker's configuration for this address."""
+    def write_config(self, host: str, port: int, kind: str = NATS) -> Path:
+        """Write the broker's configuration for this address and return where it stands."""
         self.cloud()
-        replace_file(self._port_file, json.dumps([host, port]).encode())
-        replace_file(self.config, self._render(host, port).encode(), mode=PRIVATE)
+        replace_file(self._port_file, json.dumps([host, port, kind]).encode())
+        config = self.folder / f"{kind}.conf"
+        if kind == NATS:
+            replace_file(config, self._render(host, port).encode(), mode=PRIVATE)
+            return config
+        users = [(one.username, one.password) for one in self._users().values()]
+        replace_file(self.folder / mosquitto.PASSWORDS, mosquitto.passwords(users).encode(), mode=PRIVATE)
+        replace_file(self.folder / mosquitto.ACCESS, mosquitto.access(self._topics, CLOUD_USER).encode(), mode=PRIVATE)
+        replace_file(config, mosquitto.config(host, port, self.folder.absolute()).encode(), mode=PRIVATE)
+        return config
+
+    def is_this_process(self) -> None:
+        """Note that this process becomes the broker, so that it is told of new users."""
+        replace_file(self._pid_file, str(os.getpid()).encode())
 
     def _reload(self) -> None:
         if not self._port_file.exists():
             return
-        host, port = json.loads(self._port_file.read_text())
-        self.write_config(host, port)
+        config = self.write_config(*json.loads(self._port_file.read_text()))
         try:
-            os.kill(int(self._pid_file.read_text()), signal.SIGHUP)
+            number = int(self._pid_file.read_text())
+            if _runs_on(number, config):
+                os.kill(number, signal.SIGHUP)
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return  # it is not running, and reads the file when it starts
 
@@ -120,14 +136,13 @@ class BrokerFiles:
 
     def _render(self, host: str, port: int) -> str:
         users = ",\n".join(self._user(credentials) for credentials in self._users().values())
-        quoted = {name: json.dumps(str(self.folder / name)) for name in ("js", "nats.pid")}
+        store = json.dumps(str(self.folder / "js"))
         return f"""server_name: toprope
 listen: {json.dumps(f"{host}:-1")}
 max_payload: {MAX_PAYLOAD}
 max_pending: 64MB
 write_deadline: "10s"
-pid_file: {quoted["nats.pid"]}
-jetstream {{ store_dir: {quoted["js"]}, max_file: 2GB, max_mem: 64MB }}
+jetstream {{ store_dir: {store}, max_file: 2GB, max_mem: 64MB }}
 mqtt {{ host: {json.dumps(host)}, port: {port}, ack_wait: "10s", max_ack_pending: 64 }}
 authorization {{ users = [
 {users}
@@ -150,6 +165,14 @@ authorization {{ users = [
         return f"  {{ {login}, permissions: {{ {rules} }} }}"
 
 
+def _runs_on(number: int, config: Path) -> bool:
+    """Say whether a process was started with this configuration; after a crash its number may be somebody else's."""
+    try:
+        return str(config).encode() in Path(f"/proc/{number}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()
+
+
 def binary() -> str:
     """Return the path of nats-server: beside this Python, else on the PATH.
 
@@ -162,15 +185,18 @@ def binary() -> str:
     return found
 
 
-def become_broker(files: BrokerFiles, host: str, port: int) -> None:
-    """Replace this process by the broker.
+def become_broker(files: BrokerFiles, host: str, port: int, kind: str = NATS) -> None:
+    """Replace this process by the broker: `nats` or `mosquitto`.
 
     Raises:
-        InputError: the port is taken, or nats-server is not installed.
+        InputError: there is no such kind, the port is taken, or the broker's program is not installed.
     """
     from toprope_shared.serving.app import listen
 
+    if kind not in (NATS, MOSQUITTO):
+        raise InputError(f"{kind!r} is no broker that can be run here; there are {NATS} and {MOSQUITTO}")
+    program = binary() if kind == NATS else mosquitto.binary()
     listen(host, port).close()
-    files.write_config(host, port)
-    program = binary()
-    os.execv(program, [program, "--config", str(files.config)])  # noqa: S606 - our own file, no shell
+    config = files.write_config(host, port, kind)
+    files.is_this_process()
+    os.execv(program, [program, "-c", str(config)])  # noqa: S606 - our own file, no shell

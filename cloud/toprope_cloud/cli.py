@@ -31,13 +31,14 @@ def _cloud() -> None:
 def broker_run(
     host: str = typer.Option("127.0.0.1", help="Address to listen on."),
     port: int = typer.Option(1883, envvar="TOPROPE_BROKER_PORT", help="Port to listen on."),
+    broker: str = typer.Option("nats", help="Which broker: nats, or mosquitto where it is installed."),
 ) -> None:
-    """Run the embedded broker (nats-server) in this process until it is stopped."""
+    """Run the embedded broker in this process until it is stopped."""
     from toprope_cloud.broker import BrokerFiles, become_broker
     from toprope_cloud.layout import Layout
     from toprope_shared.settings import home
 
-    become_broker(BrokerFiles(Layout(home().absolute())), host, port)
+    become_broker(BrokerFiles(Layout(home().absolute())), host, port, broker)
 
 
 @cloud_app.command("run")
