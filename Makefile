@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ROOMS := shared edge cloud training
 export TOPROPE_HOME ?= $(CURDIR)/.toprope
 
-.PHONY: run test test-faults test-peers bench lint lock setup
+.PHONY: run test test-faults fuzz test-peers bench lint lock setup
 
 run: $(READY)
 	$(BIN)/python deploy/local/run.py $(if $(ONCE),--once) $(if $(RETRAIN),--retrain)
@@ -25,6 +25,10 @@ bench: $(READY)
 # Every seed of the faults: kills, cuts, delays, full disks; `make test` runs some of each.
 test-faults: $(READY)
 	TOPROPE_FAULTS=all $(BIN)/python -m pytest tests/faults --timeout 900
+
+# Every parser of bytes from outside under atheris, SECONDS each; ONLY="golden messages." takes some. Findings: .build/fuzz/.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),20) $(ONLY)
 
 # Real models out of other people's packages; they are fetched once into .cache/.
 test-peers: $(READY)
