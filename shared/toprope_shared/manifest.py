@@ -237,7 +237,7 @@ class InputPrivacy(msgspec.Struct, frozen=True):
     input: str
     privacy: Privacy = Privacy.FULL
     fill: bool | int | float | str | None = None
-    made_by: Slug | Literal[""] = ""
+    made_by: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?\Z")] = ""
 
 
 class Fallback(msgspec.Struct, frozen=True):
