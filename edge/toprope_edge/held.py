@@ -18,6 +18,8 @@ from toprope_shared.manifest import Format, Manifest, Variant
 
 logger = logging.getLogger(__name__)
 
+ASLEEP = "closed for now; the next call opens it again"
+
 # Source: Open Inference Protocol v2, "platform": `<project>_<format>`.
 _PLATFORMS = {Format.ONNX: "onnxruntime_onnx", Format.TFLITE: "tensorflow_tflite"}
 
@@ -33,7 +35,7 @@ class Held:
         active: the session that answers.
         standby: the former session, open while the active one is on probation.
         why: why there is no active session.
-        choice: the variant and engine that ran before the engine was stopped by request.
+        choice: the variant and engine that ran before the engine was stopped.
     """
 
     manifest: Manifest
@@ -43,6 +45,27 @@ class Held:
     standby: Loaded | None = None
     why: tuple[Reason, str] | None = None
     choice: tuple[Variant, str] | None = None
+
+    @property
+    def used(self) -> float:
+        """The steady-clock seconds of the last call."""
+        return max((one.used for one in self._open()), default=0.0)
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls threads are busy with."""
+        return sum(one.in_flight for one in self._open())
+
+    def cost(self) -> int:
+        """Return the bytes of memory that the open sessions take."""
+        return sum(one.cost for one in self._open() if one.session is not None)
+
+    def make_room(self) -> None:
+        """Close the session of the active release until a call comes."""
+        session = self.active.fall_asleep() if self.active else None
+        if session is not None:
+            logger.info("%s %s is closed to make room; the next call opens it", self.manifest.model, self.manifest.version)
+            self.close(session)
 
     def switch(self, loaded: Loaded) -> Loaded | None:
         """Make `loaded` the active session; see `Runtime.switch`."""
@@ -115,4 +138,8 @@ class Held:
         """Return the release as a door lists it."""
         if self.active is None:
             return ModelStatus(self.manifest, ready=False, reason=self.why[1] if self.why else "it is not opened yet")
-        return ModelStatus(self.manifest, ready=True, platform=_PLATFORMS[self.active.variant.format])
+        asleep = "" if self.active.session is not None else ASLEEP
+        return ModelStatus(self.manifest, ready=True, reason=asleep, platform=_PLATFORMS[self.active.variant.format])
+
+    def _open(self) -> tuple[Loaded, ...]:
+        return tuple(one for one in (self.active, self.standby) if one is not None)

@@ -1,38 +1,18 @@
-"""One opened variant: opens it from verified bytes, warms it, counts its calls, and closes it when its last call has ended.
-
-Everything here but `open_variant` and the sessions' own `run` happens on the event loop, so the counts need no lock.
-"""
+"""One opened variant: counts its calls and closes it when its last call has ended. Everything happens on the event loop, so
+the counts need no lock."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from toprope_shared.blobs import Blobs
-from toprope_shared.engines import Engine, Session
-from toprope_shared.errors import EngineError, LoadError
+from toprope_shared.engines import Session
 from toprope_shared.manifest import Manifest, Variant
-from toprope_shared.tensors import Array, TensorSpec
+from toprope_shared.tensors import Tensors
 
-logger = logging.getLogger(__name__)
-
-
-class RuntimeMissingError(LoadError):
-    """The engine that a variant was chosen for is not on this device.
-
-    Args:
-        engine: the engine's name.
-    """
-
-    code = "runtime_missing"
-
-    def __init__(self, message: str, *, engine: str) -> None:
-        super().__init__(message)
-        self.engine = engine
+BLEND = 0.1  # weight of the newest call in the running mean of a session's time
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +26,14 @@ class Loaded:
         failures: those among them that failed or outlived their deadline.
         in_flight: calls whose thread has not ended yet.
         retired: whether it is closed as soon as nothing is in flight.
+        session: what runs; None while it is closed to make room, or replaced after a call that hung.
+        cost: bytes of memory that it takes.
+        open_s: seconds that opening and warming took.
+        row_s: seconds that a call of one row takes, infinite when it is not known.
+        row_bytes: bytes of the inputs of one row.
+        used: steady-clock seconds of its last call.
+        opening: opens the session again that was closed to make room, or given up.
+        condemned: whether a call hung while it was on probation, which ends that badly.
         changed: set whenever a call has ended, a count has grown or it was retired.
     """
 
@@ -53,11 +41,18 @@ class Loaded:
     variant: Variant
     engine: str
     runtime: str
-    session: Session
+    session: Session | None
     calls: int = 0
     failures: int = 0
     in_flight: int = 0
     retired: bool = False
+    cost: int = 0
+    open_s: float = 0.0
+    row_s: float = math.inf
+    row_bytes: int = 1
+    used: float = 0.0
+    opening: asyncio.Task[None] | None = None
+    condemned: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     _close: Callable[[Session], None] | None = None
 
@@ -91,50 +86,39 @@ class Loaded:
         """Take it out of service; `close` gets the session once no call is in flight."""
         self.retired = True
         self._close = close
+        if self.opening is not None:
+            self.opening.cancel()
         self.changed.set()
         self._close_when_idle()
+
+    def expected_s(self, inputs: Tensors) -> float:
+        """Return the seconds that these inputs are expected to take: those of one row, for each row's worth of bytes."""
+        return self.row_s * self._rows(inputs)
+
+    def timed(self, inputs: Tensors, seconds: float) -> None:
+        """Take in how long a call took."""
+        row_s = seconds / self._rows(inputs)
+        self.row_s = row_s if math.isinf(self.row_s) else self.row_s + BLEND * (row_s - self.row_s)
+
+    def take_over(self, fresh: Loaded) -> None:
+        """Go on with the session of the same variant that was opened anew."""
+        self.session, fresh.session = fresh.session, None
+        self.cost, self.open_s = fresh.cost, fresh.open_s
+
+    def fall_asleep(self) -> Session | None:
+        """Let the session go and return it to be closed; the counts stay."""
+        session, self.session = self.session, None
+        return session
+
+    def _rows(self, inputs: Tensors) -> float:
+        total = 0
+        for array in inputs.values():
+            total += array.nbytes
+        return total / self.row_bytes if total > self.row_bytes else 1.0
 
     def _close_when_idle(self) -> None:
         if self._close is not None and self.in_flight == 0:
             close, self._close = self._close, None
-            close(self.session)
-
-
-def open_variant(
-    blobs: Blobs,
-    engines: Mapping[str, Engine],
-    manifest: Manifest,
-    variant: Variant,
-    engine: str,
-    *,
-    threads: int,
-    instances: int,
-) -> Loaded:
-    """Read a variant verified, open it and run one row of zeros through it. Blocks: call it from a worker thread.
-
-    Raises:
-        IntegrityError: the file is missing or not what its digest says.
-        RuntimeMissingError: this device does not have the engine.
-        LoadError: the engine is for another format or does not open the file.
-    """
-    if engine not in engines:
-        raise RuntimeMissingError(
-            f"the engine {engine} is not on this device; it has {', '.join(sorted(engines)) or 'none'}", engine=engine
-        )
-    chosen = engines[engine]
-    if chosen.format != variant.format:
-        raise LoadError(f"{engine} opens {chosen.format} files and the variant {variant.name} is {variant.format}")
-    data = blobs.read(variant.artifact.sha256)
-    session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=instances)
-    loaded = Loaded(manifest, variant, engine, f"{chosen.name}/{chosen.version};{variant.precision}", session)
-    try:
-        session.run({spec.name: _zeros(spec) for spec in manifest.inputs})
-    except EngineError as error:
-        # A model may refuse one row of zeros and be sound: whether it is, the golden vectors have said in the probe.
-        logger.info("%s could not be warmed with a row of zeros: %s", loaded.title, error)
-    return loaded
-
-
-def _zeros(spec: TensorSpec) -> Array:
-    shape = tuple(1 if size < 0 else size for size in spec.shape)
-    return np.full(shape, b"", dtype=object) if spec.datatype == "BYTES" else np.zeros(shape, dtype=spec.dtype)
+            session = self.fall_asleep()
+            if session is not None:
+                close(session)

@@ -10,20 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from toprope_edge.held import Held
-from toprope_edge.lane import Lane
-from toprope_edge.loaded import Loaded, RuntimeMissingError, open_variant
+from toprope_edge.keeper import InfeasibleError, Keeper, Told
+from toprope_edge.lane import HANG_S, INLINE_S, Lane
+from toprope_edge.loaded import Loaded
+from toprope_edge.memory import Memory
+from toprope_edge.opener import Opener, RuntimeMissingError
+from toprope_edge.quarantine import Quarantine
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.engines import Engine, Session
-from toprope_shared.errors import DeadlineError, DeviceError, EngineError, NotFoundError, UnavailableError
+from toprope_shared.errors import DeadlineError, EngineError, NotFoundError, UnavailableError
 from toprope_shared.inference import ModelStatus, Reason
-from toprope_shared.manifest import Manifest, Placement, Variant
+from toprope_shared.manifest import Manifest, Variant
 from toprope_shared.tensors import Array, Tensors
 
 __all__ = ["InfeasibleError", "Loaded", "Ran", "Runtime", "RuntimeMissingError"]
@@ -36,20 +39,6 @@ PROBATION_CALLS = 20
 PROBATION_FAILURES = 3
 PROBATION_S = 60.0
 STOPPED = "the local engine was stopped by request"
-
-
-class InfeasibleError(DeviceError):
-    """This device can't take the call now, and has not tried.
-
-    Args:
-        reason: why, from the closed list.
-    """
-
-    code = "infeasible"
-
-    def __init__(self, message: str, reason: Reason) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class Ran(NamedTuple):
@@ -83,6 +72,12 @@ class Runtime:
         threads: worker threads inside one call.
         instances: calls of one model that run at once.
         max_queue: calls of one model that may wait for their turn.
+        memory_budget: MiB that all open sessions may take together; 0 is no limit. The least recently used make room.
+        pinned: models that are never closed to make room.
+        inline_s: calls that are expected to take less run on the event loop; 0 is none.
+        hang_s: seconds inside the engine before which no call whose caller has gone counts as hung.
+        quarantine: how many hung calls are too many.
+        quarantined: called with release, reason and sentence when a model was quarantined.
         clock: for deadlines and durations.
     """
 
@@ -94,17 +89,28 @@ class Runtime:
         threads: int = 1,
         instances: int = INSTANCES,
         max_queue: int = MAX_QUEUE,
+        memory_budget: int = 0,
+        pinned: Iterable[str] = (),
+        inline_s: float = INLINE_S,
+        hang_s: float = HANG_S,
+        quarantine: Quarantine | None = None,
+        quarantined: Told = lambda manifest, reason, text: None,
         clock: Clock | None = None,
     ) -> None:
-        self._engines = engines
-        self._blobs = blobs
-        self._threads = threads
         self._instances = instances
         self._max_queue = max_queue
+        self._inline_s = inline_s
+        self._hang_s = hang_s
         self._clock = clock or SystemClock()
         self._models: dict[str, Held] = {}
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._closed = False
+        self._keeper = Keeper(
+            self._models,
+            Opener(engines, blobs, threads=threads, instances=instances),
+            Memory(memory_budget, pinned),
+            quarantine or Quarantine(),
+            self._clock,
+            quarantined,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,8 +120,7 @@ class Runtime:
     ) -> None:
         for model in tuple(self._models):
             self.forget(model)
-        self._closed = True
-        self._loader.shutdown(wait=False)
+        self._keeper.stop()
 
     async def prepare(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
         """Open a variant beside whatever runs: bytes verified, one row of zeros through it, all in a worker thread.
@@ -123,20 +128,10 @@ class Runtime:
         Raises:
             IntegrityError: the file is missing or not what its digest says.
             RuntimeMissingError: this device does not have the engine (a `LoadError` with the attribute `engine`).
-            LoadError: the engine does not open the file.
+            OverBudgetError: it does not fit into the memory budget (a `LoadError`).
+            LoadError: the engine does not open the file, or does not come back from it.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._loader,
-            lambda: open_variant(
-                self._blobs,
-                self._engines,
-                manifest,
-                variant,
-                engine,
-                threads=self._threads,
-                instances=self._instances,
-            ),
-        )
+        return await self._keeper.open(manifest, variant, engine)
 
     def switch(self, loaded: Loaded) -> Loaded | None:
         """Make a prepared session the active one of its model and return what a roll back would return to.
@@ -144,7 +139,9 @@ class Runtime:
         The former session stays open as standby. When that one was on probation itself, it is closed and the standby behind
         it stays: what was proved is never given up for what was not.
         """
-        return self._hold(loaded.manifest).switch(loaded)
+        standby = self._hold(loaded.manifest).switch(loaded)
+        self._keeper.switched(loaded.manifest.model)
+        return standby
 
     def keep(self, model: str) -> None:
         """End the probation well: the standby is closed once its calls have ended.
@@ -208,10 +205,16 @@ class Runtime:
     def expected_s(self, model: str) -> float:
         """Return the predicted seconds until a call made now is answered; infinite when it can't be taken."""
         held = self._models.get(model)
-        return math.inf if held is None or held.active is None or held.lane.full() else held.lane.expected_s()
+        if held is None or held.active is None or held.lane.full():
+            return math.inf
+        opening_s = held.active.open_s if held.active.session is None else 0.0
+        return opening_s + held.lane.expected_s()
 
     def obstacle(self, model: str, deadline: float | None) -> tuple[Reason, str] | None:
-        """Return why a call can't or won't be answered here in time; None when it will."""
+        """Return why a call can't or won't be answered here in time; None when it will.
+
+        A session that was closed to make room, and can't be opened in time for this caller, is opened for the next one.
+        """
         held = self._models.get(model)
         if held is None:
             return Reason.NO_MODEL, f"this device does not hold the model {model!r}"
@@ -219,12 +222,14 @@ class Runtime:
             return held.why or (Reason.NO_MODEL, f"this device has not opened the model {model!r} yet")
         if full := held.lane.full():
             return Reason.OVERLOADED, full
-        if deadline is not None and (expected := held.lane.expected_s()) > deadline - self._clock.steady():
+        if deadline is not None and (expected := self.expected_s(model)) > deadline - self._clock.steady():
+            if held.active.session is None:
+                self._keeper.wake(held, held.active)
             return Reason.DEADLINE, f"an answer is expected in {expected * 1000:.0f} ms, later than the caller waits"
         return None
 
     async def run(self, model: str, inputs: Tensors, *, deadline: float | None = None, only: Manifest | None = None) -> Ran:
-        """Run a model in a worker thread.
+        """Run a model: a call that is known to be short on the event loop, any other in a worker thread.
 
         Args:
             model: its name.
@@ -237,18 +242,18 @@ class Runtime:
             DeadlineError: the time ran out; the engine's thread may still run.
             EngineError: the engine failed and no other session could answer.
         """
-        if obstacle := self.obstacle(model, None):
-            raise InfeasibleError(obstacle[1], obstacle[0])
         if deadline is not None and deadline <= self._clock.steady():
             raise DeadlineError(f"the time for the call of {model!r} had run out when it came")
+        ran = self.run_now(model, inputs, only=only)
+        if ran is not None:
+            return ran
+        if obstacle := self.obstacle(model, None):
+            raise InfeasibleError(obstacle[1], obstacle[0])
         held = self._models[model]
-        await held.lane.enter(deadline)
-        loaded = held.session(only)
-        if loaded is None:
-            raise self._gone(held)
+        loaded, session = await self._enter(held, only, deadline)
         entered = self._clock.steady()
         try:
-            outputs, seconds = await held.lane.work(loaded, inputs, deadline)
+            outputs, seconds = await held.lane.work(loaded, session, inputs, deadline)
         except EngineError as error:
             if only is not None or held.stand_in(loaded) is None:
                 raise
@@ -256,6 +261,30 @@ class Runtime:
         else:
             return Ran(outputs, loaded, seconds * 1000)
         return await self._run_instead(held, failure, inputs, deadline)
+
+    def run_now(self, model: str, inputs: Tensors, *, only: Manifest | None = None) -> Ran | None:
+        """Run a model on the event loop when the call is known to be short and nothing is in its way; else return None.
+
+        A release on probation never runs here: what hangs must hang in a thread.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        held = self._models.get(model)
+        if (
+            held is None
+            or held.standby is not None
+            or (loaded := held.active) is None
+            or (session := loaded.session) is None
+        ):
+            return None
+        if only is not None and loaded.manifest.release_counter != only.release_counter:
+            return None
+        if not held.lane.is_quick(loaded, inputs):
+            return None
+        loaded.used = self._clock.steady()
+        outputs, seconds = held.lane.run_now(loaded, session, inputs)
+        return Ran(outputs, loaded, seconds * 1000)
 
     async def probation(
         self,
@@ -286,7 +315,7 @@ class Runtime:
                 while True:
                     loaded.changed.clear()
                     breach = loaded.failures >= failures and 2 * loaded.failures > loaded.calls
-                    if breach or loaded is not held.active or held.lane.stuck_in(loaded):
+                    if breach or loaded.condemned or loaded is not held.active or held.lane.stuck_in(loaded):
                         return False
                     if loaded.calls - loaded.failures >= calls:
                         return True
@@ -321,52 +350,48 @@ class Runtime:
         if held.active is not None:
             return
         manifest = held.manifest
-        loaded = await self._open_any(manifest, (held.choice,) if held.choice else self._choices(manifest))
+        loaded = await self._keeper.open_any(manifest, held.choice)
         if self._models.get(model) is held and held.active is None and held.manifest is manifest:
-            held.switch(loaded)
+            self.switch(loaded)
         else:  # an update came meanwhile and knows better
-            loaded.retire(self._close)
+            loaded.retire(self._keeper.close)
 
-    async def _open_any(self, manifest: Manifest, choices: tuple[tuple[Variant, str], ...]) -> Loaded:
-        failed: DeviceError = RuntimeMissingError(
-            f"no engine on this device opens a variant of {manifest.model} {manifest.version}", engine=""
-        )
-        for variant, engine in choices:
-            try:
-                return await self.prepare(manifest, variant, engine)
-            except DeviceError as error:
-                failed = error
-        raise failed
-
-    def _choices(self, manifest: Manifest) -> tuple[tuple[Variant, str], ...]:
-        return tuple(
-            (variant, name)
-            for variant in manifest.placed(Placement.EDGE)
-            for name, engine in self._engines.items()
-            if engine.format == variant.format
-        )
+    async def _enter(self, held: Held, only: Manifest | None, deadline: float | None) -> tuple[Loaded, Session]:
+        """Wait for a slot and return what is to run in it, opened."""
+        await held.lane.enter(deadline)
+        try:
+            loaded = held.session(only)
+            if loaded is None:
+                raise _gone(held)
+            loaded.used = self._clock.steady()
+            return loaded, loaded.session or await self._keeper.awake(held, loaded, deadline)
+        except BaseException:
+            held.lane.leave()
+            raise
 
     async def _run_instead(self, held: Held, failure: _Failure, inputs: Tensors, deadline: float | None) -> Ran:
         await held.lane.enter(deadline)
         loaded = held.stand_in(failure.loaded)
-        if loaded is None:
+        if loaded is None or loaded.session is None:
             held.lane.leave()
             raise failure.error
-        outputs, seconds = await held.lane.work(loaded, inputs, deadline)
+        outputs, seconds = await held.lane.work(loaded, loaded.session, inputs, deadline)
         degraded = None if loaded is held.active else Reason.LOCAL_ERROR
         return Ran(outputs, loaded, (failure.seconds + seconds) * 1000, degraded)
-
-    def _gone(self, held: Held) -> InfeasibleError:
-        held.lane.leave()
-        meanwhile = f"the release of {held.manifest.model!r} that was asked for was removed meanwhile"
-        reason, text = held.why or (Reason.VERSION_NOT_LOCAL, meanwhile)
-        return InfeasibleError(text, reason)
 
     def _hold(self, manifest: Manifest) -> Held:
         held = self._models.get(manifest.model)
         if held is None:
-            lane = Lane(manifest.model, instances=self._instances, max_queue=self._max_queue, clock=self._clock)
-            held = self._models[manifest.model] = Held(manifest, lane, self._close)
+            lane = Lane(
+                manifest.model,
+                instances=self._instances,
+                max_queue=self._max_queue,
+                clock=self._clock,
+                hung=self._keeper.hung,
+                inline_s=self._inline_s,
+                hang_s=self._hang_s,
+            )
+            held = self._models[manifest.model] = Held(manifest, lane, self._keeper.close)
         return held
 
     def _held(self, model: str) -> Held:
@@ -375,8 +400,8 @@ class Runtime:
             raise NotFoundError(f"this device does not hold the model {model!r}")
         return held
 
-    def _close(self, session: Session) -> None:
-        if self._closed:
-            session.close()
-        else:
-            self._loader.submit(session.close)  # giving the memory back takes a while
+
+def _gone(held: Held) -> InfeasibleError:
+    meanwhile = f"the release of {held.manifest.model!r} that was asked for was removed meanwhile"
+    reason, text = held.why or (Reason.VERSION_NOT_LOCAL, meanwhile)
+    return InfeasibleError(text, reason)

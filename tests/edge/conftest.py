@@ -31,6 +31,7 @@ def engines(gate: Gate) -> dict[str, Engine]:
 
 @pytest.fixture
 async def runtime(engines: dict[str, Engine], blobs: Blobs, gate: Gate) -> AsyncIterator[Runtime]:
-    async with Runtime(engines, blobs, instances=2, max_queue=4) as made:
+    # A call that is held at the gate must hang in a thread and not on the event loop.
+    async with Runtime(engines, blobs, instances=2, max_queue=4, inline_s=0) as made:
         yield made
         gate.open()

@@ -231,7 +231,7 @@ async def test_the_standby_answers_before_the_cloud_is_asked(
 
 async def ten_second_model(engines: dict[str, Engine], blobs: Blobs, gate: Gate, clock: ManualClock) -> Runtime:
     """Return a runtime whose model took ten seconds at its last call, by `clock`."""
-    runtime = Runtime(engines, blobs, clock=clock)
+    runtime = Runtime(engines, blobs, clock=clock, inline_s=0)
     await install(runtime, tiny_release(blobs))
     gate.shut()
     call = asyncio.create_task(runtime.run("double", ask().inputs))

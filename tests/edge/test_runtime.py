@@ -278,7 +278,7 @@ async def test_a_caller_cancelled_at_his_deadline_counts_as_late(
     engines: dict[str, Engine], blobs: Blobs, gate: Gate
 ) -> None:
     clock = ManualClock()
-    async with Runtime(engines, blobs, clock=clock) as runtime:
+    async with Runtime(engines, blobs, clock=clock, inline_s=0) as runtime:
         loaded = await active(runtime, tiny_release(blobs))
         gate.shut()
         call = asyncio.create_task(runtime.run("double", x(), deadline=clock.steady() + 10))

@@ -1,0 +1,151 @@
+"""Opens and closes sessions in one thread beside the serving ones: bytes verified, warmed, timed, their memory measured.
+
+One at a time, so that a rise of memory belongs to the session that was opened. An open that does not end is given up, so that
+it holds no other model up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from toprope_edge.loaded import Loaded
+from toprope_edge.memory import rss, trim
+from toprope_edge.workers import Workers
+from toprope_shared.blobs import Blobs
+from toprope_shared.engines import Engine, Session
+from toprope_shared.errors import EngineError, LoadError
+from toprope_shared.manifest import Manifest, Variant
+from toprope_shared.tensors import Array, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 120.0
+TIMED_CALLS = 7
+TIMED_S = 0.002  # a call that takes longer is timed once
+
+
+class RuntimeMissingError(LoadError):
+    """The engine that a variant was chosen for is not on this device.
+
+    Args:
+        engine: the engine's name.
+    """
+
+    code = "runtime_missing"
+
+    def __init__(self, message: str, *, engine: str) -> None:
+        super().__init__(message)
+        self.engine = engine
+
+
+class Opener:
+    """Opens variants.
+
+    Args:
+        engines: the usable engines by name.
+        blobs: where the files are.
+        threads: worker threads inside one call.
+        instances: calls of one session that run at once.
+        patience_s: seconds after which an open is given up.
+    """
+
+    def __init__(
+        self, engines: Mapping[str, Engine], blobs: Blobs, *, threads: int, instances: int, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.engines = engines
+        self._blobs = blobs
+        self._threads = threads
+        self._instances = instances
+        self._patience_s = patience_s
+        self._thread = Workers(1, "load")
+
+    async def open(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
+        """Read a variant verified, open it and run one row of zeros through it.
+
+        Raises:
+            IntegrityError: the file is missing or not what its digest says.
+            RuntimeMissingError: this device does not have the engine.
+            LoadError: the engine is for another format, does not open the file or does not come back.
+        """
+        done: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+
+        def settle(loaded: Loaded | None, error: BaseException | None) -> None:
+            if done.done():  # whoever waited has gone
+                if loaded is not None and loaded.session is not None:
+                    self.close(loaded.session)
+            elif error is not None:
+                done.set_exception(error)
+            elif loaded is not None:
+                done.set_result(loaded)
+
+        job = self._thread.submit(lambda: self._open(manifest, variant, engine), settle)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await done
+        except TimeoutError as error:
+            self._thread.give_up(job)
+            title = f"{manifest.model} {manifest.version}"
+            raise LoadError(f"{engine} did not open {variant.name} of {title} within {self._patience_s:g} s") from error
+
+    def close(self, session: Session) -> None:
+        """Close a session beside the event loop and give its memory back to the system."""
+
+        def work() -> None:
+            session.close()
+            trim()
+
+        self._thread.submit(work, _log_failure)
+
+    def stop(self) -> None:
+        """Let the thread end after what it has to do."""
+        self._thread.close()
+
+    def _open(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
+        chosen = self.engines.get(engine)
+        if chosen is None:
+            here = ", ".join(sorted(self.engines)) or "none"
+            raise RuntimeMissingError(f"the engine {engine} is not on this device; it has {here}", engine=engine)
+        if chosen.format != variant.format:
+            raise LoadError(f"{engine} opens {chosen.format} files and the variant {variant.name} is {variant.format}")
+        data = self._blobs.read(variant.artifact.sha256)
+        before, started = rss(), time.perf_counter()
+        session = chosen.open(data, manifest.inputs, manifest.outputs, threads=self._threads, instances=self._instances)
+        del data
+        loaded = Loaded(manifest, variant, engine, f"{chosen.name}/{chosen.version};{variant.precision}", session)
+        _warm(loaded, session)
+        loaded.open_s = time.perf_counter() - started
+        loaded.cost = max(rss() - before, variant.artifact.length)
+        return loaded
+
+
+def _warm(loaded: Loaded, session: Session) -> None:
+    """Run rows of zeros: the first one warms, the others are timed."""
+    zeros = {spec.name: _zeros(spec) for spec in loaded.manifest.inputs}
+    loaded.row_bytes = max(1, sum(array.nbytes for array in zeros.values()))
+    try:
+        session.run(zeros)
+        seconds: list[float] = []
+        while len(seconds) < TIMED_CALLS and max(seconds, default=0.0) < TIMED_S:
+            started = time.perf_counter()
+            session.run(zeros)
+            seconds.append(time.perf_counter() - started)
+    except EngineError as error:
+        # A model may refuse one row of zeros and be sound: whether it is, the golden vectors have said in the probe.
+        logger.info("%s could not be warmed with a row of zeros: %s", loaded.title, error)
+        return
+    loaded.row_s = sorted(seconds)[len(seconds) // 2]
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    shape = tuple(1 if size < 0 else size for size in spec.shape)
+    return np.full(shape, b"", dtype=object) if spec.datatype == "BYTES" else np.zeros(shape, dtype=spec.dtype)
+
+
+def _log_failure(_: None, error: BaseException | None) -> None:
+    if error is not None:
+        logger.error("a session was not closed cleanly: %s", error)
