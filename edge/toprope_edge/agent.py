@@ -32,8 +32,9 @@ from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.engines import Engine, find_engines
 from toprope_shared.errors import InputError, IntegrityError, LinkError, TrustError
+from toprope_shared.inference import Reason
 from toprope_shared.link import Address, Link, Will
-from toprope_shared.manifest import Artifact
+from toprope_shared.manifest import Artifact, Manifest
 from toprope_shared.messages import Ack, DesiredRelease, DeviceState, Fetching, Rollout, RunningModel, decode, encode
 from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import build_app, listen, serve
@@ -106,7 +107,16 @@ class Agent:
             told=lambda: self._changed.set(),
             switched=self._report_switch,
         )
-        self._runtime = Runtime(self._engines, self._blobs, threads=settings.threads, clock=self._clock)
+        self._runtime = Runtime(
+            self._engines,
+            self._blobs,
+            threads=settings.threads,
+            memory_budget=settings.memory_budget,
+            pinned=settings.pinned,
+            inline_s=settings.quick_us / 1_000_000,
+            quarantined=self._tell_of_quarantine,
+            clock=self._clock,
+        )
         self._url = ""
         self._told = 0
         self._changed = asyncio.Event()
@@ -146,6 +156,12 @@ class Agent:
     def _report_switch(self, text: str) -> None:
         """Keep a report of a change of road, so that the operator hears that MQTT brings nothing to this device."""
         self._journal.alarm(HTTP_ROAD, int(self._keeper.clock.now()), HTTP_ROAD_CODE, text)
+        self._changed.set()
+
+    def _tell_of_quarantine(self, manifest: Manifest, reason: Reason, text: str) -> None:
+        update = self._journal.update(manifest.model)
+        if update:
+            self._journal.report(update.release, "QUARANTINED", int(self._clock.now()), reason, text)
         self._changed.set()
 
     def _require(self, release: DesiredRelease) -> None:

@@ -38,7 +38,7 @@ def run(
     settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
 ) -> None:
     """Fetch, verify, try out and run models, and answer on a local URL until stopped."""
-    from toprope_edge import agent
+    from toprope_edge import agent, workers
     from toprope_edge.settings import EdgeSettings
     from toprope_shared.cli import setup_logging
     from toprope_shared.serving import app as serving
@@ -63,6 +63,7 @@ def run(
     settings = load(EdgeSettings, "edge", flags, file=settings_file)
     setup_logging(settings.log_level)
     serving.run(agent.run(settings, home()))
+    workers.leave_stuck_threads(0)
 
 
 @app.command("trust")

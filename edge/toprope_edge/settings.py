@@ -43,6 +43,9 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         state: folder of everything that the agent writes; empty is `state` in the enrolment.
         probation_calls, probation_seconds: when a new model is kept: after so many calls, or so many seconds.
         threads: engine threads in one call.
+        memory_budget: MiB that all open models may take together; 0 is no limit. The least recently used make room.
+        pinned: models that are never closed to make room.
+        quick_us: a call that is expected to take fewer microseconds runs on the event loop; 0 is none.
         stale_after: seconds without fresh trust metadata after which the device raises the alarm.
         http_after: seconds without fresh trust metadata from the broker after which the cloud is asked over HTTP.
     """
@@ -68,6 +71,9 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probation_calls: int = 20
     probation_seconds: float = 60.0
     threads: int = 1
+    memory_budget: Annotated[int, msgspec.Meta(ge=0)] = 0
+    pinned: tuple[str, ...] = ()
+    quick_us: Annotated[int, msgspec.Meta(ge=0)] = 300
     stale_after: float = 86_400.0
     http_after: float = 60.0
     topic_prefix: str = PREFIX
