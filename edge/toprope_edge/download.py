@@ -164,11 +164,14 @@ class Downloader:
     async def _big(self, digest: str, table: ChunkManifest, *, delta: bool) -> None:
         path = self._part(digest)
         await asyncio.to_thread(drop_abandoned, self._partial, path, self._clock.now() - ABANDONED_S)
+        begun = self.reserved(digest) > 0  # a new file holds nothing that would have to be hashed
         async with partial_file(path, table.length) as file:
-            have = await asyncio.to_thread(chunks_in, file, table)
+            have = await asyncio.to_thread(chunks_in, file, table) if begun else set[int]()
             if have:
                 log.info("%s… resumes with %d of %d chunks", digest[:12], len(have), table.count)
-            await self._bring(digest, set(range(table.count)) - have, Checked(file, table), delta=delta)
+            target = Checked(file, table)
+            await self._bring(digest, set(range(table.count)) - have, target, delta=delta)
+            await target.settled()
             await asyncio.to_thread(os.fsync, file.fileno())
             whole = await asyncio.to_thread(sha256_file, path)
         if whole != digest:

@@ -83,6 +83,7 @@ class Checked:
         self._table = table
         self._unsynced = 0
         self._synced_at: float | None = None
+        self._syncing: asyncio.Task[None] | None = None
 
     def write(self, index: int, chunk: bytes) -> bool:
         if not self._table.holds(index, chunk):
@@ -95,12 +96,30 @@ class Checked:
         return True
 
     async def settle(self, now: float) -> None:
-        """Sync in a thread, so that answers do not wait for the disk."""
+        """Sync in a thread while more comes; when the one before has not ended it is waited for, so the disk sets the pace."""
         if self._synced_at is None:
             self._synced_at = now
         if self._unsynced and (self._unsynced >= SYNC_BYTES or now - self._synced_at >= SYNC_S):
+            await self.settled()
             self._unsynced, self._synced_at = 0, now
-            await asyncio.to_thread(os.fdatasync, self._file.fileno())
+            self._syncing = asyncio.create_task(asyncio.to_thread(_sync, os.dup(self._file.fileno())))
+
+    async def settled(self) -> None:
+        """Wait for the sync under way.
+
+        Raises:
+            OSError: the disk did not take what was written before it.
+        """
+        if self._syncing is not None:
+            await self._syncing
+
+
+def _sync(descriptor: int) -> None:
+    """Sync a file by a descriptor of its own: the file may be closed before a cancelled fetch's sync has ended."""
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @asynccontextmanager

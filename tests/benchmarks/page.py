@@ -1,0 +1,70 @@
+"""Writes what the benchmarks found into docs/reference-benchmarks.md, between the marks that stand there; the words around stay.
+
+    python -m tests.benchmarks.page
+
+A mark is `<!-- table push/throughput -->` or `<!-- machine push -->`; what follows, up to `<!-- end -->`, is written anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+from tests.benchmarks.results import Report, Table
+
+PAGE = Path("docs/reference-benchmarks.md")
+KEPT = Path(".build/bench")
+MARK = re.compile(r"(<!-- (table|machine) ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(page: str, reports: dict[str, Report]) -> str:
+    """Return the page with every table that a report has; a place without one stays as it is.
+
+    Args:
+        reports: by the first part of their tables' names.
+    """
+
+    def written(mark: re.Match[str]) -> str:
+        begin, kind, name, end = mark.groups()
+        report = reports.get(name.partition("/")[0])
+        if report is None:
+            return mark.group()
+        if kind == "machine":
+            return f"{begin}{_machine(report)}{end}"
+        found = [table for table in report.tables if table.name == name]
+        return f"{begin}{as_markdown(found[0])}{end}" if found else mark.group()
+
+    return MARK.sub(written, page)
+
+
+def as_markdown(table: Table) -> str:
+    """Return a table with its title, notes and goals as Markdown."""
+    lines = [f"{table.title}.", "", _line(table.columns), _line(["---"] * len(table.columns)), *map(_line, table.rows)]
+    lines += ["", *table.notes] if table.notes else []
+    lines += ["", *(f"- {goal}" for goal in table.goals)] if table.goals else []
+    return "\n".join([*lines, ""])
+
+
+def _machine(report: Report) -> str:
+    lines = ["| measured on | |", "|---|---|", f"| day | {report.day} |"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in report.machine), ""])
+
+
+def _line(cells: tuple[str, ...] | list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Fill the page from every report below .build/bench."""
+    files = sorted(KEPT.glob("*.json"))
+    if not files:
+        raise SystemExit(f"there is no report in {KEPT}; run: make bench")
+    reports = {file.stem: msgspec.json.decode(file.read_bytes(), type=Report) for file in files}
+    if quick := [name for name, report in reports.items() if report.quick]:
+        raise SystemExit(f"the report {', '.join(quick)} was made with --quick, which measures nothing; run: make bench")
+    PAGE.write_text(fill(PAGE.read_text(), reports))
+
+
+if __name__ == "__main__":
+    main()
