@@ -1,11 +1,11 @@
 """What of a request may leave the device: the release's word, tightened by the site's. Pure.
 
-A word on the whole request says: `none`, nothing leaves; `features`, only inputs that a model on this device has made leave;
-`redacted`, every input for which the release declares a fill is replaced by it, the others leave as they are; `full`, all leave
-as they are. A word on one input says: `none`, no request with it leaves; `features`, it leaves only if it is one; `redacted`,
-it is always replaced by its fill; `full`, nothing more. Of two words the tighter one counts. Replacing keeps shape and
-datatype, so that the receiver's model still runs. What can't be done as it is asked is denied: a redaction without a fill, a
-rule for an input that the release does not have, or a request of which only fills would be left.
+A word on the whole request says: `none`, nothing leaves; `features`, only what a model on this device has made leaves as it
+is; `redacted`, every input for which the release declares a fill is replaced by it, the others leave as they are; `full`, all
+leave as they are. A word on one input says: `none`, no request with it leaves; `features`, it leaves only if it is one;
+`redacted`, it is always replaced by its fill; `full`, nothing more. Of two words the tighter one counts. Replacing keeps shape
+and datatype, so that the receiver's model still runs. What can't be done as it is asked is denied: a redaction without a fill,
+a rule for an input that the release does not have, or a request of which only fills would be left.
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ def _how(word: InputPrivacy, request: Privacy, own: Privacy) -> Privacy | str:
         return f"the input {word.input!r} may never leave"
     if limit is Privacy.FULL:
         return Privacy.FULL
+    if word.fill is not None:  # before the features: what `redacted` replaces, the tighter word must not let leave
+        return Privacy.REDACTED
     if limit is Privacy.FEATURES and word.made_by:
         return Privacy.FEATURES
-    if word.fill is not None:
-        return Privacy.REDACTED
     if limit is Privacy.FEATURES:
         return f"the input {word.input!r} is raw data and no feature, and the release declares no fill for it"
     if own is Privacy.REDACTED:
