@@ -159,7 +159,7 @@ class Stage:
         task = asyncio.create_task(made.run())
         self._senders[id(made)] = task
         self._stack.push_async_callback(_end, task)
-        await within(_listening(link), "the sender's subscriptions")
+        await within(listening(link), "the sender's subscriptions")
         return made
 
     async def end(self, sender: Sender) -> None:
@@ -173,7 +173,7 @@ class Stage:
         return Device(Downloader(link, TOPICS, name, blobs, partial, **more), blobs, partial, link)
 
 
-async def _listening(link: Link) -> None:
+async def listening(link: Link) -> None:
     """Wait for what was subscribed before: a broker takes one connection's packets in their order."""
     while not link._subscriptions:  # noqa: ASYNC110 - the sender's task takes a step; there is no event
         await asyncio.sleep(0)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tests.faults.conftest import TOPICS, Device, Stage, linked, make_artifact
+from tests.faults.conftest import SOON_S, TOPICS, Device, Soon, Stage, linked, listening, make_artifact, within
 
 from toprope_shared.chunks import CHUNK_BYTES, Data, Need
 from toprope_shared.errors import InputError, IntegrityError, LinkError
@@ -16,7 +16,6 @@ from toprope_shared.link import Link
 from toprope_shared.manifest import Artifact
 
 SIZE = 40 * CHUNK_BYTES + 12_345
-SOON_S = 0.05
 Answer = Callable[["Liar", Need, int], list[bytes]]
 
 
@@ -131,8 +130,9 @@ RULES = [
 async def lied_to(stage: Stage, device: Device, artifact: Artifact, rule: Answer) -> None:
     async with linked(stage.port, "liar") as link:
         task = asyncio.create_task(Liar(stage, link, rule, random.Random(5)).run())
+        await within(listening(link), "the liar's subscription")
         try:
-            await device.downloader.fetch(artifact)
+            await within(device.downloader.fetch(artifact), f"the fetch beside {rule.__name__}")
         finally:
             task.cancel()
 
@@ -156,20 +156,20 @@ async def test_duplicates_are_counted_and_not_written(stage: Stage) -> None:
 
 async def test_a_sender_that_only_lies_gives_a_link_error_and_no_file(stage: Stage) -> None:
     artifact = make_artifact(stage.store, SIZE)
-    device = await stage.device("d1", first_timeout_s=SOON_S)
+    device = await stage.device("d1", first_timeout_s=2 * SOON_S, rng=Soon())
 
     def always(liar: Liar, need: Need, index: int) -> list[bytes]:
         liar._asked.clear()
         return corrupted_with_a_right_checksum(liar, need, index)
 
     with pytest.raises(LinkError, match="nothing came"):
-        await lied_to(stage, device, artifact, always)
+        await within(lied_to(stage, device, artifact, always), "the fetch to be given up")
     assert not device.blobs.has(artifact.sha256)
 
 
 async def test_a_flood_of_foreign_chunks_does_not_hide_that_nothing_comes(stage: Stage) -> None:
     artifact = make_artifact(stage.store, SIZE)
-    device = await stage.device("d1", first_timeout_s=SOON_S)
+    device = await stage.device("d1", first_timeout_s=SOON_S, rng=Soon())
     message = Data(1, bytes(8), 0, bytes(1000)).encode()
 
     async def flood(link: Link) -> None:
@@ -179,7 +179,7 @@ async def test_a_flood_of_foreign_chunks_does_not_hide_that_nothing_comes(stage:
     async with linked(stage.port, "flood") as link:
         task = asyncio.create_task(flood(link))
         with pytest.raises(LinkError, match="nothing came"):
-            await device.downloader.fetch(artifact)
+            await within(device.downloader.fetch(artifact), "the fetch to be given up")
         task.cancel()
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import Stage, make_artifact
+from tests.faults.conftest import Stage, make_artifact, within
 
 from toprope_edge.download import ABANDONED_S
 from toprope_edge.partial import Checked, partial_file
@@ -45,11 +45,11 @@ async def test_a_disk_without_room_is_noticed_before_anything_is_fetched_and_lef
     sender = await stage.sender()
     device = await stage.device("d1")
     with small_disk(4 * MIB), pytest.raises(OSError, match="File too large"):
-        await device.downloader.fetch(artifact)
+        await within(device.downloader.fetch(artifact), "the fetch")
     assert list(device.partial.iterdir()) == []
     assert not device.blobs.has(artifact.sha256)
     assert sender.counts.bytes["pull"] == artifact.chunks_length
-    await device.downloader.fetch(artifact)
+    await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
 
 
@@ -60,13 +60,13 @@ async def test_a_disk_that_fills_up_during_a_fetch_keeps_what_it_took(stage: Sta
     fetch = asyncio.create_task(device.downloader.fetch(artifact))
     async with device.link.subscribe("t/d/d1/c", qos=0) as chunks:
         for _ in range(4):
-            await chunks.get()
+            await within(chunks.get(), "a chunk")
     with small_disk(3 * MIB), pytest.raises(OSError, match=r"File too large|took"):
-        await fetch
+        await within(fetch, "the fetch to end")
     assert not device.blobs.has(artifact.sha256)
     assert len(list(device.partial.iterdir())) == 1
     before = sum(sender.counts.bytes.values())
-    await device.downloader.fetch(artifact)
+    await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
     assert sum(sender.counts.bytes.values()) - before < SIZE
 
@@ -89,11 +89,11 @@ async def test_a_disk_that_is_full_at_the_rename_costs_no_second_fetch(stage: St
     blobs = NoRoom(device.blobs.folder)
     device.downloader._blobs = blobs
     with pytest.raises(OSError, match="No space left"):
-        await device.downloader.fetch(artifact)
+        await within(device.downloader.fetch(artifact), "the fetch")
     assert not blobs.has(artifact.sha256)
     before = sender.counts.bytes["pull"]
     blobs.full = False
-    await device.downloader.fetch(artifact)
+    await within(device.downloader.fetch(artifact), "the fetch")
     blobs.read(artifact.sha256)
     assert sender.counts.bytes["pull"] - before == artifact.chunks_length
 
@@ -119,7 +119,7 @@ async def test_a_partial_file_that_was_altered_on_disk_is_mended(stage: Stage) -
     data = bytearray(stage.store.read(artifact.sha256))
     data[3 * CHUNK_BYTES + 7] ^= 1
     (device.partial / f"{artifact.sha256}.part").write_bytes(data)
-    await device.downloader.fetch(artifact)
+    await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
     assert sender.counts.bytes["pull"] == CHUNK_BYTES + artifact.chunks_length
 
@@ -133,7 +133,7 @@ async def test_what_an_abandoned_fetch_took_of_the_disk_is_given_back(stage: Sta
         path.write_bytes(b"x" * MIB)
         os.utime(path, times=(time.time() - age_s,) * 2)
     assert device.downloader.reserved("0" * 64) >= MIB
-    await device.downloader.fetch(artifact)
+    await within(device.downloader.fetch(artifact), "the fetch")
     assert list(device.partial.iterdir()) == [young]
     assert device.downloader.reserved("0" * 64) == 0
 

@@ -9,32 +9,42 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import ALL, SEEDS, Broker, Stage, make_artifact
+from tests.faults.conftest import ALL, BROKERS, SEEDS, Broker, Stage, make_artifact, within
 
 from toprope_cloud.layout import Layout
 from toprope_cloud.outlet import Counts
 from toprope_edge.window import MOST_WINDOW
 from toprope_shared.blobs import Blobs
 from toprope_shared.chunks import CHUNK_BYTES
+from toprope_shared.errors import LinkError
 from toprope_shared.manifest import Artifact
 
 MIB = 1 << 20
-SIZE = 32 * MIB
+SIZE = (32 if ALL else 8) * MIB
+LISTEN_S = 3.0 if ALL else 0.5
 CHILD = Path(__file__).with_name("child.py")
 
 
 class Tripwire(Counts):
-    """Sets its event when so many bytes were sent."""
+    """Stops its sender when so many bytes were sent, so that nothing ends before the test has done what it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: float) -> None:
         super().__init__()
-        self.at: float = float("inf")
+        self.at = at
         self.reached = asyncio.Event()
 
     def sent(self, road: str, size: int) -> None:
         super().sent(road, size)
         if sum(self.bytes.values()) >= self.at:
             self.reached.set()
+            raise LinkError("the test holds the sender")
+
+    async def wait(self) -> None:
+        await within(self.reached.wait(), f"{self.at:.0f} bytes to be sent")
+
+    def go_on(self, at: float = float("inf")) -> None:
+        self.at = at
+        self.reached.clear()
 
 
 async def start(port: int, folder: Path, artifact: Artifact) -> asyncio.subprocess.Process:
@@ -55,15 +65,15 @@ async def test_a_device_killed_anywhere_fetches_at_most_a_mebibyte_and_a_window_
 ) -> None:
     percent = random.Random(seed).randint(1, 99)
     artifact = make_artifact(stage.store, SIZE, seed)
-    counts = Tripwire()
-    counts.at = SIZE * percent / 100
+    counts = Tripwire(SIZE * percent / 100)
     await stage.sender(counts=counts)
     process = await start(stage.port, tmp_path / "child", artifact)
-    await counts.reached.wait()
+    await counts.wait()
     process.send_signal(signal.SIGKILL)
     assert await process.wait() == -signal.SIGKILL
+    counts.go_on()
     again = await start(stage.port, tmp_path / "child", artifact)
-    assert await again.wait() == 0
+    assert await within(again.wait(), "the second start to finish") == 0
     assert (tmp_path / "child" / "blobs" / artifact.sha256).read_bytes() == stage.store.read(artifact.sha256)
     refetched = sum(counts.bytes.values()) - SIZE - 2 * artifact.chunks_length
     print(f"killed at {percent} %: {refetched / MIB:.2f} MiB again")
@@ -72,33 +82,38 @@ async def test_a_device_killed_anywhere_fetches_at_most_a_mebibyte_and_a_window_
 
 async def test_a_device_killed_again_and_again_still_finishes(stage: Stage, tmp_path: Path) -> None:
     artifact = make_artifact(stage.store, SIZE)
-    counts = Tripwire()
+    counts = Tripwire(SIZE / 10)
     await stage.sender(counts=counts)
     for kills in range(6 if ALL else 2):
-        counts.at = sum(counts.bytes.values()) + SIZE / 10
-        counts.reached.clear()
         process = await start(stage.port, tmp_path / "child", artifact)
-        await counts.reached.wait()
+        await counts.wait()
         process.kill()
         await process.wait()
         assert not (tmp_path / "child" / "blobs" / artifact.sha256).exists(), kills
-    assert await (await start(stage.port, tmp_path / "child", artifact)).wait() == 0
+        counts.go_on(sum(counts.bytes.values()) + SIZE / 10)
+    counts.go_on()
+    last = await start(stage.port, tmp_path / "child", artifact)
+    assert await within(last.wait(), "the last start to finish") == 0
 
 
+@pytest.mark.parametrize("forgets", [False, True], ids=["keeps its store", "loses its store"])
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_a_broker_killed_in_mid_transfer_costs_no_chunk_that_had_come(
-    stage: Stage, broker: Broker, seed: int
+    stage: Stage, broker: Broker, seed: int, *, forgets: bool
 ) -> None:
     artifact = make_artifact(stage.store, SIZE, seed)
-    counts = Tripwire()
-    counts.at = SIZE * random.Random(seed).random()
+    counts = Tripwire(SIZE * random.Random(seed).random())
     await stage.sender(counts=counts)
     device = await stage.device("d1")
     fetch = asyncio.create_task(device.downloader.fetch(artifact))
-    await counts.reached.wait()
+    await counts.wait()
     broker.kill()
+    if forgets:
+        broker.forget()
+    counts.go_on()
     broker.start()
-    await fetch
+    await within(fetch, "the fetch over the new broker")
     device.blobs.read(artifact.sha256)
     assert device.downloader.counters.refetched <= MOST_WINDOW * CHUNK_BYTES
 
@@ -106,15 +121,14 @@ async def test_a_broker_killed_in_mid_transfer_costs_no_chunk_that_had_come(
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_a_sender_that_dies_is_taken_over_by_the_next_one(stage: Stage, seed: int) -> None:
     artifact = make_artifact(stage.store, SIZE, seed)
-    counts = Tripwire()
-    counts.at = SIZE * random.Random(seed).random()
+    counts = Tripwire(SIZE * random.Random(seed).random())
     first = await stage.sender(counts=counts)
-    devices = [await stage.device(f"d{number}") for number in range(3)]
+    devices = [await stage.device(f"d{number}", listen_s=LISTEN_S) for number in range(3)]
     fetches = [asyncio.create_task(device.downloader.fetch(artifact)) for device in devices]
-    await counts.reached.wait()
+    await counts.wait()
     await stage.end(first)
     await stage.sender(name="sender-2")
-    await asyncio.gather(*fetches)
+    await within(asyncio.gather(*fetches), "the fetches from the second sender")
     for device in devices:
         device.blobs.read(artifact.sha256)
 
@@ -125,7 +139,8 @@ async def test_a_sender_process_killed_in_mid_transfer_is_answered_for_by_the_ne
     home = tmp_path / "home"
     stage.store = Blobs(Layout(home).blobs)
     artifact = make_artifact(stage.store, SIZE)
-    devices = [await stage.device(f"d{number}") for number in range(2)]
+    # At this pace there is time enough to kill between the 25th chunk and the last.
+    devices = [await stage.device(f"d{number}", max_rate=SIZE // 2, listen_s=LISTEN_S) for number in range(2)]
     watcher = await stage.device("watcher")
     words = [sys.executable, str(CHILD.with_name("sender_child.py")), str(stage.port), str(home)]
     async with watcher.link.subscribe("t/#", qos=0) as heard:
@@ -133,12 +148,12 @@ async def test_a_sender_process_killed_in_mid_transfer_is_answered_for_by_the_ne
         fetches = [asyncio.create_task(device.downloader.fetch(artifact)) for device in devices]
         chunks = 0
         while chunks < 25:  # on whichever road: both devices may be served by one broadcast from its first chunk on
-            chunks += (await heard.get()).topic.endswith("/c")
+            chunks += (await within(heard.get(), "a chunk")).topic.endswith("/c")
         first.kill()
         await first.wait()
     second = await asyncio.create_subprocess_exec(*words)
     try:
-        await asyncio.gather(*fetches)
+        await within(asyncio.gather(*fetches), "the fetches from the second process")
     finally:
         second.terminate()
         assert await second.wait() == 0

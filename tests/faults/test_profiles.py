@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import itertools
 import re
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from tests.faults.conftest import Stage, make_artifact
+from tests.faults.conftest import BROKERS, Stage, make_artifact, within
 from tests.faults.packets import CONNECT, PUBLISH, SUBSCRIBE, Packet, packets
 from tests.faults.proxy import TO_BROKER, TO_CLIENT, FaultProxy
 
-from toprope_cloud.broadcast import Schedule
 from toprope_shared.chunks import ANNOUNCE_BYTES, CHUNK_BYTES, DATA_HEADER_BYTES, MAX_BITMAP_BYTES, NEED_HEADER_BYTES
 from toprope_shared.errors import InputError
 from toprope_shared.profiles import PROFILES, Profile, find_profile
@@ -25,12 +27,22 @@ LEVELS = re.compile(r"([A-Za-z0-9_-]+|\+)(/([A-Za-z0-9_-]+|\+))*")
 
 @dataclass
 class Recording:
-    """The bytes of each direction of each connection."""
+    """The bytes of each direction of each connection, and when there were how many."""
 
     streams: defaultdict[tuple[int, str], bytearray] = field(default_factory=lambda: defaultdict(bytearray))
+    moments: defaultdict[tuple[int, str], list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
 
     def watch(self, number: int, direction: str, data: bytes) -> None:
         self.streams[number, direction] += data
+        self.moments[number, direction].append((time.monotonic(), len(self.streams[number, direction])))
+
+    def passed(self, key: tuple[int, str]) -> Iterator[tuple[float, int, int]]:
+        """Yield for each moment of one direction of one connection how many bytes and messages had passed."""
+        whole = list(packets(bytes(self.streams[key])))
+        ends = list(itertools.accumulate(packet.length for packet in whole))
+        messages = list(itertools.accumulate((packet.kind == PUBLISH for packet in whole), initial=0))
+        for at, size in self.moments[key]:
+            yield at, size, messages[bisect.bisect_right(ends, size)]
 
     def packets(self, direction: str) -> list[Packet]:
         return [
@@ -54,18 +66,19 @@ def broken(profile: Profile, packet: Packet) -> list[str]:
     return [name for name, holds in found.items() if not holds]
 
 
+@pytest.mark.parametrize("broker", BROKERS, indirect=True)
 async def test_a_whole_transfer_fits_every_profile(stage: Stage) -> None:
-    artifact = make_artifact(stage.store, 6 * MIB)
+    artifact = make_artifact(stage.store, 3 * MIB)
     seen = Recording()
     async with FaultProxy(stage.port, watch=seen.watch) as proxy:
         sender = await stage.sender(proxy.port, shards=range(16))
         devices = [await stage.device(f"d{number}", proxy.port) for number in range(3)]
-        await asyncio.gather(*(device.downloader.fetch(artifact) for device in devices))
+        await within(asyncio.gather(*(device.downloader.fetch(artifact) for device in devices)), "the three fetches")
     assert sender.counts.bytes["broadcast"] > 0
     found = [*seen.packets(TO_BROKER), *seen.packets(TO_CLIENT)]
     kinds = {packet.kind for packet in found}
     assert {CONNECT, PUBLISH, SUBSCRIBE} <= kinds
-    assert sum(packet.payload for packet in seen.packets(TO_CLIENT)) > 3 * 6 * MIB
+    assert sum(packet.payload for packet in seen.packets(TO_CLIENT)) > 3 * 3 * MIB
     for profile in PROFILES.values():
         assert [(packet, why) for packet in found if (why := broken(profile, packet))] == [], profile.name
     for (number, way), stream in seen.streams.items():
@@ -74,15 +87,24 @@ async def test_a_whole_transfer_fits_every_profile(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.bytes_per_s])
-async def test_a_sender_takes_at_least_the_time_that_the_profile_asks_for(stage: Stage, name: str) -> None:
+@pytest.mark.parametrize("devices", [1, 3], ids=["pull", "broadcast"])
+async def test_no_connection_says_more_than_the_profile_allows_from_the_first_packet_on(
+    stage: Stage, name: str, devices: int
+) -> None:
+    """At every packet, what passed since the start fits the limit; a slow machine only makes the time longer."""
     profile = find_profile(name)
-    artifact = make_artifact(stage.store, MIB)
-    await stage.sender(profile=profile, schedule=Schedule(devices=0))
-    device = await stage.device("d1")
-    started = time.monotonic()
-    await device.downloader.fetch(artifact)
-    # A slow machine only makes it longer: this is the limit's lower bound, no measurement.
-    assert time.monotonic() - started >= MIB / profile.bytes_per_s - 1.0
+    artifact = make_artifact(stage.store, 3 * MIB // 4)
+    seen = Recording()
+    async with FaultProxy(stage.port, watch=seen.watch) as proxy:
+        started = time.monotonic()
+        await stage.sender(proxy.port, profile=profile)
+        found = [await stage.device(f"d{number}", proxy.port, max_rate=profile.bytes_per_s) for number in range(devices)]
+        await within(asyncio.gather(*(one.downloader.fetch(artifact) for one in found)), "the fetches")
+    for key in [key for key in seen.moments if key[1] == TO_BROKER]:
+        for at, size, messages in seen.passed(key):
+            seconds = at - started + 1.0  # the first second's share may go at once
+            assert size <= profile.bytes_per_s * seconds, (key, at - started)
+            assert messages <= profile.messages_per_s * seconds, (key, at - started)
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)

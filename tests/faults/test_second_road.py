@@ -14,7 +14,7 @@ import pytest
 import urllib3
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
-from tests.faults.conftest import Stage, make_artifact
+from tests.faults.conftest import SOON_S, Soon, Stage, make_artifact, within
 from tests.faults.proxy import FaultProxy
 
 from toprope_cloud.blobs_api import blobs_router
@@ -28,7 +28,6 @@ from toprope_shared.serving.http_errors import exception_handlers
 
 MIB = 1 << 20
 SIZE = 5 * MIB + 77
-SOON_S = 0.05
 
 
 @asynccontextmanager
@@ -61,8 +60,8 @@ async def test_a_device_that_mqtt_brings_nothing_gets_it_over_http_and_says_so(
     told: list[str] = []
     async with cloud(stage.store) as url:
         road = HttpRoad(url, "d1", "secret")
-        device = await stage.device("d1", http=road, first_timeout_s=SOON_S, switched=told.append)
-        await device.downloader.fetch(artifact)
+        device = await stage.device("d1", http=road, first_timeout_s=SOON_S, rng=Soon(), switched=told.append)
+        await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
     assert told == ["MQTT brings no chunks; for the next 10 minutes they come over HTTP"]
     counters = device.downloader.counters
@@ -75,11 +74,13 @@ async def test_a_drip_over_mqtt_ends_over_http_and_what_came_before_is_not_fetch
     artifact = make_artifact(stage.store, SIZE)
     async with cloud(stage.store) as url, FaultProxy(stage.port) as proxy:
         await stage.sender()
-        device = await stage.device("d1", proxy.port, http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S)
+        device = await stage.device(
+            "d1", proxy.port, http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S, rng=Soon()
+        )
         data = stage.store.read(artifact.sha256)
         (device.partial / f"{artifact.sha256}.part").write_bytes(data[: 10 * CHUNK_BYTES] + bytes(SIZE - 10 * CHUNK_BYTES))
         proxy.drip = (1, 3.0)
-        await device.downloader.fetch(artifact)
+        await within(device.downloader.fetch(artifact), "the fetch")
     assert device.downloader.counters.bytes[Road.HTTP] == SIZE - 10 * CHUNK_BYTES + artifact.chunks_length
 
 
@@ -88,13 +89,13 @@ async def test_bytes_over_http_are_held_against_the_same_chunk_manifest(stage: S
     path = stage.store.path(artifact.sha256)
     good = path.read_bytes()
     async with cloud(stage.store) as url:
-        device = await stage.device("d1", http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S)
+        device = await stage.device("d1", http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S, rng=Soon())
         path.write_bytes(good[: 20 * CHUNK_BYTES] + b"x" + good[20 * CHUNK_BYTES + 1 :])
         with pytest.raises(LinkError, match="nothing came"):
-            await device.downloader.fetch(artifact)
+            await within(device.downloader.fetch(artifact), "the fetch")
         assert not device.blobs.has(artifact.sha256)
         path.write_bytes(good)
-        await device.downloader.fetch(artifact)
+        await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
     assert device.downloader.counters.bytes[Road.HTTP] == SIZE + 2 * artifact.chunks_length
 
@@ -104,29 +105,29 @@ async def test_when_http_fails_too_mqtt_is_tried_again(stage: Stage) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        device = await stage.device("d1", http=HttpRoad(nobody, "d1", "secret"), first_timeout_s=SOON_S)
+        device = await stage.device("d1", http=HttpRoad(nobody, "d1", "secret"), first_timeout_s=4 * SOON_S, rng=Soon())
         with pytest.raises(LinkError, match="nothing came"):
-            await device.downloader.fetch(artifact)
+            await within(device.downloader.fetch(artifact), "the fetch to be given up")
         await stage.sender()
-        await device.downloader.fetch(artifact)
+        await within(device.downloader.fetch(artifact), "the fetch")
     assert device.downloader.counters.bytes[Road.PULL] == SIZE + artifact.chunks_length
 
 
 async def test_a_device_with_wrong_credentials_gets_a_link_error(stage: Stage) -> None:
     artifact = make_artifact(stage.store, SIZE)
     async with cloud(stage.store) as url:
-        device = await stage.device("d1", http=HttpRoad(url, "d1", "wrong"), first_timeout_s=SOON_S)
+        device = await stage.device("d1", http=HttpRoad(url, "d1", "wrong"), first_timeout_s=SOON_S, rng=Soon())
         with pytest.raises(LinkError):
-            await device.downloader.fetch(artifact)
+            await within(device.downloader.fetch(artifact), "the fetch")
 
 
 async def test_the_second_road_is_no_faster_than_the_device_wants(stage: Stage) -> None:
     artifact = make_artifact(stage.store, SIZE)
     async with cloud(stage.store) as url:
         road = HttpRoad(url, "d1", "secret", max_rate=16 * MIB)
-        device = await stage.device("d1", http=road, first_timeout_s=SOON_S)
+        device = await stage.device("d1", http=road, first_timeout_s=SOON_S, rng=Soon())
         started = time.monotonic()
-        await device.downloader.fetch(artifact)
+        await within(device.downloader.fetch(artifact), "the fetch")
     # A slow machine only makes it longer: this is the limit's lower bound, no measurement.
     assert time.monotonic() - started >= SIZE / (16 * MIB)
 
@@ -142,9 +143,9 @@ async def test_a_redirect_is_not_followed_and_takes_no_credentials_along(stage: 
         return RedirectResponse("/elsewhere")
 
     async with served(app) as url:
-        device = await stage.device("d1", http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S)
+        device = await stage.device("d1", http=HttpRoad(url, "d1", "secret"), first_timeout_s=SOON_S, rng=Soon())
         with pytest.raises(LinkError):
-            await device.downloader.fetch(artifact)
+            await within(device.downloader.fetch(artifact), "the fetch")
     assert asked == [f"api/blobs/{artifact.chunks}"]
 
 
