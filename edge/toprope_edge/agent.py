@@ -22,6 +22,7 @@ from toprope_edge.download import Downloader
 from toprope_edge.http_road import HttpRoad
 from toprope_edge.journal import Journal
 from toprope_edge.metadata import HttpSource, MqttSource
+from toprope_edge.observer import Observer, Watched
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
 from toprope_edge.settings import NONE, EdgeSettings, Enrolment, lock_state, read_enrolment, state_folder
@@ -121,6 +122,7 @@ class Agent:
         self._told = 0
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
+        self._watched = Watched()
         self._trust, self._keeper = self._make_trust(state / "trust", root)
         probation = Probation(calls=settings.probation_calls, seconds=settings.probation_seconds)
         self._updates = UpdateRunner(
@@ -133,6 +135,7 @@ class Agent:
             require=self._require,
             changed=self._changed.set,
             probation=probation,
+            watched=self._watched,
         )
 
     def _make_trust(self, folder: Path, root: bytes) -> tuple[TrustClient, TrustKeeper]:
@@ -177,7 +180,8 @@ class Agent:
         router = Router(
             self._runtime, catalogue, way.client, site=way.site, spool=way.spool, tokens=way.tokens, clock=self._clock
         )
-        plane = DataPlane(router, metrics=Metrics(self._registry), clock=self._clock)
+        seen = Observer(router, self._runtime, self._watched)
+        plane = DataPlane(seen, metrics=Metrics(self._registry), clock=self._clock)
         stop = _stop_on_signals()
         self._url = "http://{}:{}".format(*sock.getsockname()[:2])
         await stack.enter_async_context(self._link)
@@ -187,6 +191,7 @@ class Agent:
                 self._wake_on_connections(),
                 self._wake_on_hints(),
                 self._follow(),
+                self._updates.run(),
                 self._tell(),
                 self._take_acks(),
             )
@@ -240,8 +245,8 @@ class Agent:
             return False
         fresh = verdict is Verdict.FRESH
         if rollout is not None and (fresh or self._still_authorised(rollout)):
-            await self._updates.follow(rollout, self._settings.models or None)
-        return fresh and not self._updates.waiting
+            self._updates.follow(rollout, self._settings.models or None)
+        return fresh
 
     def _still_authorised(self, rollout: Rollout) -> bool:
         """Say whether a rollout that was FRESH once may still be finished, so that a month-long download can end."""
@@ -317,6 +322,7 @@ class Agent:
                     artifact_sha256=loaded.variant.artifact.sha256 if loaded else "",
                     runtime=loaded.runtime if loaded else "",
                     state=update.state,
+                    choice=update.choice,
                 )
             )
         return running

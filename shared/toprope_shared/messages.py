@@ -8,18 +8,28 @@ import msgspec
 
 from toprope_shared.errors import InputError
 from toprope_shared.manifest import Count, Counter, Sha256, Slug, Version
+from toprope_shared.trying import Choice, Limits, Shadow
 
 T = TypeVar("T")
 
 
-class DesiredRelease(msgspec.Struct, frozen=True):
-    """One release that a rollout names; the digest and length are of its manifest."""
+class DesiredRelease(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One release that a rollout names; the digest and length are of its manifest.
+
+    Attributes:
+        retry: a device that has refused the release under a lower number tries it again, once.
+        shadow: how long a candidate sees live inputs before it may answer; None is what the device's settings say.
+        limits: what a candidate may do worse than the release before it.
+    """
 
     model: Slug
     version: Version
     release_counter: Counter
     manifest_sha256: Sha256
     manifest_length: Count
+    retry: Count = 0
+    shadow: Shadow | None = None
+    limits: Limits = Limits()
 
 
 class Rollout(msgspec.Struct, frozen=True):
@@ -49,7 +59,11 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class RunningModel(msgspec.Struct, frozen=True):
-    """What a device runs for one model; `state` is its update's state, `IDLE` when none is under way."""
+    """What a device runs for one model; `state` is its update's state, `IDLE` when none is under way.
+
+    Attributes:
+        choice: what was tried out for the newest update that came so far, and what was chosen.
+    """
 
     model: str
     version: str
@@ -57,6 +71,7 @@ class RunningModel(msgspec.Struct, frozen=True):
     artifact_sha256: str
     runtime: str
     state: str = "IDLE"
+    choice: Choice | None = None
 
 
 class Fetching(msgspec.Struct, frozen=True):
