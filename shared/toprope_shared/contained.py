@@ -43,8 +43,8 @@ class Ended:
     said: bytes
     tail: bytes
     status: int
-    hung: bool
-    shouted: bool
+    hung: bool = False
+    shouted: bool = False
 
     @property
     def signal(self) -> str:

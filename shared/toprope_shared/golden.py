@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 import time
 import zipfile
 import zlib
@@ -182,8 +181,9 @@ def time_calls(session: Session, call: Tensors) -> Timing:
         session.run(call)
         times.append(time.perf_counter() - start)
     times.sort()
-    slowest = times[math.ceil(0.99 * len(times)) - 1]
-    return Timing(statistics.median(times) * 1e6, slowest * 1e6, len(times))
+    count = len(times)
+    median = (times[(count - 1) // 2] + times[count // 2]) / 2
+    return Timing(median * 1e6, times[math.ceil(0.99 * count) - 1] * 1e6, count)
 
 
 def latency_us(session: Session, call: Tensors) -> float:

@@ -40,9 +40,9 @@ def limit_memory(more_bytes: int) -> None:
 
 def _end_with_parent() -> None:
     parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    for option, value in ((_SET_PDEATHSIG, signal.SIGKILL), (_SET_NO_NEW_PRIVS, 1)):
+        libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0)))  # an old system that refuses is none the worse
     if os.getppid() != parent:  # it ended before the system knew
         os._exit(1)
 

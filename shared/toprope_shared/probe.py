@@ -29,7 +29,18 @@ from toprope_shared.probe_wire import (
 if TYPE_CHECKING:
     from toprope_shared.manifest import Manifest, Variant
 
-__all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "ProbeRequest", "ProbeResult", "Stage", "best", "probe", "request_for"]
+__all__ = [
+    "CPU_S",
+    "MEMORY_BYTES",
+    "WALL_S",
+    "ProbeRequest",
+    "ProbeResult",
+    "Stage",
+    "best",
+    "judge",
+    "probe",
+    "request_for",
+]
 
 WALL_S = 60.0
 CRASHED, HUNG = "crashed", "hung"
@@ -86,7 +97,15 @@ def probe(request: ProbeRequest, *, wall_s: float = WALL_S) -> ProbeResult:
         ProbeError: the child died, hung, or found that the variant does not load, run or reproduce the golden outputs; it
             says at which stage, and by which signal.
     """
-    ended = run_contained(COMMAND, msgspec.json.encode(request), wall_s=wall_s)
+    return judge(request, run_contained(COMMAND, msgspec.json.encode(request), wall_s=wall_s), wall_s)
+
+
+def judge(request: ProbeRequest, ended: Ended, wall_s: float) -> ProbeResult:
+    """Return what a child found that was given `request` and `wall_s` seconds; its file may have made it say anything.
+
+    Raises:
+        ProbeError: as `probe`.
+    """
     stage, answer = _heard(ended.said)
     if answer is not None and answer.result is not None and ended.status == 0:
         return answer.result
@@ -111,8 +130,8 @@ def _heard(said: bytes) -> tuple[Stage, ProbeLine | None]:
 def _refusal(request: ProbeRequest, ended: Ended, stage: Stage, answer: ProbeLine | None, wall_s: float) -> ProbeError:
     tail = _plain(ended.tail.decode(errors="replace"))
     if answer is not None and answer.code and not ended.signal:
-        code = _plain(answer.code)
-        return ProbeError(f"{_plain(answer.error)} [{code}]", stage=stage, reason=code, tail=tail)
+        code, text = (" ".join(_plain(part[:TEXT_CHARS]).split()) for part in (answer.code, answer.error))
+        return ProbeError(f"{text} [{code}]", stage=stage, reason=code, tail=tail)
     what, when = f"the try-out with {request.engine}", f"while {_DOING[stage]}"
     if ended.hung:
         text = f"{what} did not end within {wall_s:g} s and was killed {when}"
@@ -124,7 +143,7 @@ def _refusal(request: ProbeRequest, ended: Ended, stage: Stage, answer: ProbeLin
         text = f"{what} was killed by {ended.signal} {when}{_hint(request, ended.signal)}"
         reason = HUNG if ended.signal == "SIGXCPU" else OUT_OF_MEMORY if "bad_alloc" in tail else CRASHED
         return ProbeError(text, stage=stage, reason=reason, signal=ended.signal, tail=tail)
-    last = (tail.strip().splitlines() or ["it said nothing"])[-1]
+    last = (tail.strip().splitlines() or ["it said nothing"])[-1][:TEXT_CHARS]
     text = f"{what} ended with code {ended.status} {when}: {last}"
     return ProbeError(text, stage=stage, reason=CRASHED, exit_code=ended.status, tail=tail)
 
@@ -136,5 +155,5 @@ def _hint(request: ProbeRequest, signal: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return the end of what a child said, without what would move a terminal's cursor."""
-    return "".join(char if char.isprintable() or char == "\n" else " " for char in text[-TEXT_CHARS:])
+    """Return what a child said without what would move a terminal's cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)

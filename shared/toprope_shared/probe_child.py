@@ -22,6 +22,9 @@ from toprope_shared.made_up import make_call
 from toprope_shared.probe_wire import OUT_OF_MEMORY, ProbeLine, ProbeRequest, ProbeResult, Stage
 from toprope_shared.tensors import Tensors
 
+# How engines say that the system gave them no memory.
+_STARVED = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Cannot allocate memory", "MemoryError")
+
 
 def main() -> None:
     """Read a request from standard input and write stages and the answer."""
@@ -32,11 +35,16 @@ def main() -> None:
     try:
         answer = ProbeLine(result=_TryOut(request, answers).run())
     except TopropeError as error:
-        answer = ProbeLine(code=error.code, error=str(error))
+        starved = any(words in str(error) for words in _STARVED)
+        answer = _starved(request, f": {error}") if starved else ProbeLine(code=error.code, error=str(error))
     except MemoryError:
-        answer = ProbeLine(code=OUT_OF_MEMORY, error=f"it needs more than {request.memory_bytes >> 20} MiB of memory")
+        answer = _starved(request)
     _write(answers, answer)
     os._exit(0)
+
+
+def _starved(request: ProbeRequest, more: str = "") -> ProbeLine:
+    return ProbeLine(code=OUT_OF_MEMORY, error=f"it needs more than {request.memory_bytes >> 20} MiB of memory{more}")
 
 
 class _TryOut:
