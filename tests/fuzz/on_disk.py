@@ -71,7 +71,7 @@ def _deltas() -> list[Target]:
             quick=False,
         ),
         Target("deltas.header", deltas.read_header, refused, (delta[:104],)),
-        Target("deltas.table", _table, refused, (_unpacked(delta),), (_prefixes(),), factor=400, fixed=8 * MIB),
+        Target("deltas.table", _table, refused, (_unpacked(delta),), (_prefixes(),), factor=0, fixed=DELTA_BYTES),
         Target("deltas.payload", _payload, refused, (_payload_of(delta),), fixed=DELTA_BYTES, quick=False),
     ]
 

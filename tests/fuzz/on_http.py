@@ -42,7 +42,7 @@ from toprope_shared.inference import InferenceResponse, Origin, Provenance
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import build_app
 from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request, decode_response, encode_response
-from toprope_shared.serving.body import uncompress
+from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.raw import from_raw
 from toprope_shared.serving.tfjson import parse, read_predict
@@ -209,6 +209,7 @@ def _uncompress(data: bytes) -> bytes:
     named = encodings[data[0] % len(encodings)] if data else "gzip"
     body = uncompress(data[1:], {"content-encoding": named}, BODY_LIMIT)
     assert len(body) <= BODY_LIMIT
+    assert named.count(",") < MAX_ENCODINGS
     return body
 
 
@@ -232,7 +233,7 @@ def _answers() -> list[Target]:
             _cloud_answer,
             (CloudError, RequestError),
             (b"\0" + said, b"\1" + refusal),
-            (b"\1\xff" * 9, b"\1" + nested(100_000)),
+            (b'\1{"error":"\xff"}', b"\1" + nested(100_000)),
         ),
         Target("answers.metadata", _described, (LinkError,), (described,), (b"[]", b'{"inputs":5}'), factor=100),
         Target("answers.refusal", _refusal, (), (refusal,), (b'{"error":"x","reasons":5}', nested(100_000)), factor=100),
