@@ -11,13 +11,14 @@ import contextlib
 import logging
 import secrets
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
 from toprope_cloud.layout import Layout
 from toprope_cloud.sender import Sender
-from toprope_cloud.service import CloudSettings
 from toprope_shared.blobs import Blobs
 from toprope_shared.link import Address, Link
 from toprope_shared.profiles import find_profile
@@ -26,7 +27,24 @@ from toprope_shared.topics import Topics
 log = logging.getLogger(__name__)
 
 
-async def run(settings: CloudSettings, home: Path) -> None:
+class SenderSettings(Protocol):
+    """What a sender reads of `toprope_cloud.service.CloudSettings`; it needs no more of the service than that."""
+
+    @property
+    def broker(self) -> str: ...
+    @property
+    def broker_profile(self) -> str: ...
+    @property
+    def topic_prefix(self) -> str: ...
+    @property
+    def sender_shards(self) -> Sequence[int]: ...
+    @property
+    def broadcast_devices(self) -> int: ...
+    @property
+    def broadcast_rate(self) -> int: ...
+
+
+async def run(settings: SenderSettings, home: Path) -> None:
     """Send until SIGTERM or SIGINT.
 
     Raises:
