@@ -11,9 +11,8 @@ from toprope_shared.inference import Reason
 NEED, WISH = Reason.NO_MODEL, Reason.LOW_CONFIDENCE
 
 
-def budget(clock: ManualClock | None = None, window_s: float = 100.0, **limits: Limits) -> Budget:
-    named = {"*" if name == "device" else name: limit for name, limit in limits.items()}
-    return Budget(named, window_s=window_s, clock=clock or ManualClock())
+def budget(limits: dict[str, Limits], clock: ManualClock | None = None) -> Budget:
+    return Budget(limits, window_s=100.0, clock=clock or ManualClock())
 
 
 @pytest.mark.parametrize(
@@ -27,23 +26,23 @@ def budget(clock: ManualClock | None = None, window_s: float = 100.0, **limits: 
         ({"digits": Limits(bytes=100)}, 1, 95, NEED, False),
         ({"digits": Limits(bytes=100)}, 1, 96, NEED, True),
         ({"digits": Limits(bytes=100)}, 1, 76, WISH, True),
-        ({"device": Limits(calls=3)}, 3, 5, NEED, True),
+        ({"*": Limits(calls=3)}, 3, 5, NEED, True),
         ({"other": Limits(calls=0)}, 3, 5, NEED, False),
         ({"digits": Limits(calls=0)}, 0, 5, NEED, True),
-        ({"digits": Limits(calls=100), "device": Limits(bytes=10)}, 2, 1, NEED, True),
+        ({"digits": Limits(calls=100), "*": Limits(bytes=10)}, 2, 1, NEED, True),
     ],
 )
 def test_a_call_is_refused_when_calls_or_bytes_of_model_or_device_are_used_up(
     limits: dict[str, Limits], calls: int, size: int, reason: Reason, refused: bool
 ) -> None:
-    kept = budget(**limits)
+    kept = budget(limits)
     for _ in range(calls):
         kept.spend("digits", 5)
     assert bool(kept.refusal("digits", size, reason)) is refused
 
 
 def test_a_refusal_says_whose_budget_and_what_is_kept_back() -> None:
-    kept = budget(device=Limits(calls=1))
+    kept = budget({"*": Limits(calls=1)})
     assert kept.refusal("digits", 1, WISH) == (
         "the budget of the device for the cloud (1 calls in 100 s, of which the last fifth is kept for what the device can't "
         "answer at all) is used up"
@@ -52,7 +51,7 @@ def test_a_refusal_says_whose_budget_and_what_is_kept_back() -> None:
 
 
 def test_answers_count_too() -> None:
-    kept = budget(digits=Limits(bytes=100))
+    kept = budget({"digits": Limits(bytes=100)})
     kept.spend("digits", 10)
     kept.received("digits", 85)
     assert kept.refusal("digits", 6, NEED)
@@ -61,7 +60,7 @@ def test_answers_count_too() -> None:
 
 def test_the_next_window_begins_anew() -> None:
     clock = ManualClock(now=1000.0)
-    kept = budget(clock, digits=Limits(calls=1))
+    kept = budget({"digits": Limits(calls=1)}, clock)
     kept.spend("digits", 1)
     assert kept.refusal("digits", 1, NEED)
     clock.advance(60)
@@ -72,12 +71,12 @@ def test_the_next_window_begins_anew() -> None:
 
 def test_what_was_spent_survives_a_restart_and_an_old_window_does_not() -> None:
     clock = ManualClock(now=1000.0)
-    before = budget(clock, digits=Limits(calls=2))
+    before = budget({"digits": Limits(calls=2)}, clock)
     before.spend("digits", 7)
     before.spend("digits", 7)
     before.spend("unlimited", 7)
     assert before.snapshot() == Spent(10, {"digits": 2}, {"digits": 14})
-    after = budget(clock, digits=Limits(calls=2))
+    after = budget({"digits": Limits(calls=2)}, clock)
     after.restore(before.snapshot())
     assert after.refusal("digits", 1, NEED)
     clock.advance(100)
@@ -85,7 +84,7 @@ def test_what_was_spent_survives_a_restart_and_an_old_window_does_not() -> None:
 
 
 def test_a_snapshot_does_not_change_with_what_is_spent_later() -> None:
-    kept = budget(digits=Limits(calls=2))
+    kept = budget({"digits": Limits(calls=2)})
     kept.spend("digits", 1)
     taken = kept.snapshot()
     kept.spend("digits", 1)
