@@ -25,7 +25,7 @@ def report(*tables: Table, quick: bool = False) -> Report:
 
 
 def test_every_benchmark_has_its_place_on_the_page_and_the_machine_too() -> None:
-    places = [(kind, name) for _, kind, name, _ in MARK.findall((ROOT / PAGE).read_text())]
+    places = [(kind, name) for _, kind, name, _ in MARK.findall((ROOT / PAGE).read_text()) if "push" in name]
     assert places == [("machine", "push"), *(("table", f"push/{name}") for name in BENCHES)]
 
 

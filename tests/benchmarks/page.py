@@ -56,14 +56,16 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 
 def main() -> None:
-    """Fill the page from every report below .build/bench."""
-    files = sorted(KEPT.glob("*.json"))
+    """Fill the page from the reports below .build/bench that it has marks for."""
+    page = PAGE.read_text()
+    names = {mark[3].partition("/")[0] for mark in MARK.finditer(page)}
+    files = [file for name in sorted(names) if (file := KEPT / f"{name}.json").exists()]
     if not files:
         raise SystemExit(f"there is no report in {KEPT}; run: make bench")
     reports = {file.stem: msgspec.json.decode(file.read_bytes(), type=Report) for file in files}
     if quick := [name for name, report in reports.items() if report.quick]:
         raise SystemExit(f"the report {', '.join(quick)} was made with --quick, which measures nothing; run: make bench")
-    PAGE.write_text(fill(PAGE.read_text(), reports))
+    PAGE.write_text(fill(page, reports))
 
 
 if __name__ == "__main__":
