@@ -123,6 +123,8 @@ class Sender:
         schedule, now = self._schedule, self._clock.steady()
         if not schedule.devices:
             return False
+        if self._outlet.chunks_of(*key) < schedule.least_chunks:  # first of all: names of what is not here are for nothing
+            return False
         if key not in self._wanted and len(self._wanted) >= MAX_ARTIFACTS:
             self._wanted.pop(next(iter(self._wanted)))
         devices = self._wanted.setdefault(key, {})
@@ -131,7 +133,7 @@ class Sender:
             return False
         fresh = {device: at for device, at in devices.items() if now - at <= schedule.together_s}
         self._wanted[key] = fresh
-        return len(fresh) >= schedule.devices and self._outlet.chunks_of(*key) >= schedule.least_chunks
+        return len(fresh) >= schedule.devices
 
     async def _broadcast(self, key: Key, group: asyncio.TaskGroup) -> None:
         if key in self._broadcasts:

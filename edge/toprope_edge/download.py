@@ -54,7 +54,7 @@ class Fetcher(Protocol):
 
 
 class Downloader:
-    """Brings artifacts from the cloud, one at a time.
+    """Brings artifacts from the cloud: big ones one at a time, and small ones beside them, because a request may wait for one.
 
     Args:
         partial: folder of unfinished files, on the blobs' file system.
@@ -96,7 +96,7 @@ class Downloader:
         self._listen_s = listen_s
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter and session numbers, no secrets
-        self._one_at_a_time = asyncio.Lock()
+        self._big_ones, self._small_ones = asyncio.Lock(), asyncio.Lock()
         self._http_first_until = 0.0
         self.counters = counters or Transfers()
         self.progress: Progress | None = None
@@ -107,7 +107,7 @@ class Downloader:
     async def fetch(self, artifact: Artifact, *, delta: bool = False) -> Path:
         """Return where the verified bytes stand; see `Fetcher.fetch`."""
         path = self._blobs.path(artifact.sha256)
-        async with self._one_at_a_time:
+        async with self._small_ones if artifact.chunks is None else self._big_ones:
             try:
                 if await asyncio.to_thread(self._is_here, artifact.sha256):
                     return path
@@ -117,7 +117,8 @@ class Downloader:
                 else:
                     await self._big(artifact.sha256, await self._table(artifact), delta=delta)
             finally:
-                self._show(None)
+                if self.progress and self.progress.sha256 == artifact.sha256:
+                    self._show(None)
         return path
 
     def reserved(self, digest: str) -> int:
@@ -157,7 +158,8 @@ class Downloader:
         await self._bring(digest, set(range(count_chunks(length, CHUNK_BYTES))), memory, delta=delta)
         data = bytes(memory.data)
         if sha256(data) != digest:
-            # Not the release's fault: a forged or damaged chunk must not refuse it for good.
+            # Not the release's fault: a forged or damaged chunk must not refuse it for good, nor the road that lied be first.
+            self._http_first_until = 0.0
             raise LinkError(f"what came for {digest[:12]}… has another digest; it is asked for again later")
         return data
 

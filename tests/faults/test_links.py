@@ -11,9 +11,10 @@ from tests.faults.proxy import FaultProxy
 from toprope_cloud.broadcast import Schedule
 from toprope_edge.download import Downloader
 from toprope_edge.window import FIRST_TIMEOUT_S, MOST_WINDOW
-from toprope_shared.chunks import CHUNK_BYTES
+from toprope_shared.chunks import CHUNK_BYTES, Need
 from toprope_shared.errors import LinkError
 from toprope_shared.link import Address, Link, Subscription
+from toprope_shared.manifest import Artifact
 
 MIB = 1 << 20
 
@@ -103,6 +104,23 @@ async def test_a_drip_is_given_up_and_what_came_is_kept(stage: Stage) -> None:
     device.blobs.read(artifact.sha256)
     assert sum(patient.counters.bytes.values()) == len(data) - came + artifact.chunks_length
     assert sum(sender.counts.bytes.values()) - before < len(data)
+
+
+async def test_a_small_file_does_not_wait_for_the_big_one_that_is_under_way(stage: Stage) -> None:
+    big, small = make_artifact(stage.store, MIB), Artifact(stage.store.put(b"a manifest"), 10)
+    path = stage.store.path(big.sha256)
+    path.rename(path.with_suffix(".away"))
+    await stage.sender()
+    device = await stage.device("d1")
+    waiting = asyncio.create_task(device.downloader.fetch(big))
+    async with device.link.subscribe("t/need/+/d1", qos=0) as needs:
+        while Need.parse((await within(needs.get(), "a question")).payload).sha256.hex() != big.sha256:
+            continue
+        await within(device.downloader.fetch(small), "the small file")
+    assert not waiting.done()
+    path.with_suffix(".away").rename(path)
+    await within(waiting, "the big file")
+    device.blobs.read(big.sha256)
 
 
 @pytest.mark.parametrize("broadcast", [0, 2], ids=["pull", "broadcast"])
