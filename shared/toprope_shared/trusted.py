@@ -26,6 +26,7 @@ from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.digest import sha256
 from toprope_shared.errors import LinkError
 from toprope_shared.generations import Generations
+from toprope_shared.key_counts import same_key_twice
 from toprope_shared.manifest import MAX_COUNT
 from toprope_shared.secure_time import BUILT_AT, TIMESTAMP_LIFE_S, Moment, look, proven_by
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 # Above what python-tuf takes of any role: enough for it to see that a file is too long, and no more.
 MAX_FILE_BYTES = 5_000_001
 SECURE_TIME = "time"
-# Roles whose versions are floors; the others' versions stand in the snapshot.
+# Roles whose own versions are floors; the others' versions stand in the snapshot.
 FLOORED = (Root.type, Timestamp.type, Snapshot.type)
 _METADATA_NAME = re.compile(r"(?:(\d+)\.)?(.+)\.json")
 _BASE_URL = "toprope://trust/"
@@ -198,12 +199,13 @@ class TrustedMetadata:
             floors = {name: floor for name, floor in floors.items() if name != SECURE_TIME}
             moment = self.now(floors)
             refreshed = self._walk(folder, source, lookup, moment)
+        # Also where the walk ended early: what is kept is where the next one starts.
+        if problem := same_key_twice(folder):
+            return Refreshed(Verdict.ATTACK, problem), False
         if refreshed.verdict is not Verdict.FRESH:
             return refreshed, True
-        if problem := _same_key_twice(folder):
-            return Refreshed(Verdict.ATTACK, problem), False
         found = self._floors_in(folder)
-        for name in FLOORED:
+        for name in [one for one in found if one != SECURE_TIME]:
             if problem := older_than_floor(name, found[name], floors):
                 return Refreshed(Verdict.ATTACK, problem), False
         raised = {**floors, **{name: floor for name, floor in found.items() if _is_raised(floors.get(name), floor)}}
@@ -234,11 +236,16 @@ whether the metadata has expired; set the clock"
 
     def _floors_in(self, folder: Path) -> dict[str, Floor]:
         """Return the floors that follow from metadata which ngclient has just verified whole."""
-        signed = {name: _read(folder, name) for name in (*FLOORED, Targets.type)}
-        root, timestamp = signed[Root.type], signed[Timestamp.type]
-        assert isinstance(timestamp, Timestamp)  # noqa: S101 - for the type checker; ngclient has checked it
+        signed: dict[str, Any] = {name: _read(folder, name) for name in (*FLOORED, Targets.type)}
+        root, timestamp, snapshot = (signed[name] for name in FLOORED)
         found = {name: Floor(signed[name].version, keys_of(root, name)) for name in (Timestamp.type, Snapshot.type)}
         found[Root.type] = Floor(root.version)  # roots are a chain from the anchor: nothing ever voids this floor
+        # What the snapshot says of the others: or who stole the online keys could, after a wipe, bring back a models metadata
+        # from before a withdrawal. New snapshot keys void these too, as TUF's recovery from a fast-forward asks.
+        for role, delegator in _roles(root, signed[Targets.type]).items():
+            meta = snapshot.meta.get(f"{role}.json")
+            if meta is not None and role not in found:
+                found[role] = Floor(meta.version, f"{keys_of(root, Snapshot.type)} {keys_of(delegator, role)}")
         proven = proven_by(timestamp, (root, signed[Targets.type]), self._timestamp_life_s)
         found[SECURE_TIME] = Floor(proven, keys_of(root, Timestamp.type))
         return found
@@ -254,27 +261,11 @@ def keys_of(delegator: Signed, role: str) -> str:
     return sha256(f"{found.threshold} {' '.join(sorted(found.keyids))}".encode()) if found else ""
 
 
-def _same_key_twice(folder: Path) -> str | None:
-    """Say which role's threshold is met only because one key stands under several names.
-
-    python-tuf counts names of keys. A name is what the delegator says it is, so a threshold of two could be met by one thief.
-    """
-    root: Any = _read(folder, Root.type)
-    targets: Any = _read(folder, Targets.type)
-    delegations = targets.delegations
-    roles = {**root.roles, **((delegations.roles or {}) if delegations else {})}
-    for name, role in roles.items():
-        file = folder / f"{quote(name, '')}.json"
-        if not file.exists():
-            continue
-        md: Metadata[Any] = Metadata.from_file(str(file))
-        delegator = root if name in root.roles else targets
-        result = delegator.get_verification_result(name, md.signed_bytes, md.signatures)
-        if result.verified and len({str(key.keyval) for key in result.signed.values()}) < role.threshold:
-            return (
-                f"the {name} metadata is signed by the same key under several names, and {role.threshold} keys must sign it"
-            )
-    return None
+def _roles(root: Root, targets: Targets | None) -> dict[str, Root | Targets]:
+    """Return who delegates to each role that root and targets name."""
+    delegations = targets.delegations if targets else None
+    named = (delegations.roles or {}) if delegations else {}
+    return {**{name: targets for name in named if targets}, **dict.fromkeys(root.roles, root)}
 
 
 def older_than_floor(name: str, new: Floor, floors: Floors) -> str | None:

@@ -9,10 +9,10 @@ from securesystemslib.signer import CryptoSigner
 from tests.fakes.clocks import ManualClock
 from tests.trust.conftest import DAY_S, Device, advance
 from tests.trust.repository import ONLINE, Repository, Road
-from tuf.api.metadata import Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from toprope_shared.errors import TrustError
-from toprope_shared.revocation import COUNTER
+from toprope_shared.revocation import COUNTER, withdraw
 from toprope_shared.trust import MODELS, ROLLOUTS, Verdict
 
 FRESH, STALE, ATTACK = Verdict.FRESH, Verdict.STALE, Verdict.ATTACK
@@ -172,6 +172,74 @@ def test_a_threshold_is_not_met_by_one_key_under_two_names(device: Device, repos
     repository.publish()
     refreshed = device.refresh()
     assert (refreshed.verdict, "same key" in refreshed.reason) == (ATTACK, True)
+
+
+def test_a_key_is_not_two_keys_because_it_is_written_in_two_ways(device: Device, repository: Repository) -> None:
+    root, signer = repository.md[Root.type].signed, repository.signers[Snapshot.type][0]
+    other = signer.public_key.to_dict()
+    other["keyval"] = {"public": other["keyval"]["public"].upper()}
+    copy = type(signer.public_key).from_dict("e" * 64, other)
+    root.add_key(copy, Snapshot.type)
+    root.roles[Snapshot.type].threshold = 2
+    repository.signers[Snapshot.type].append(CryptoSigner(signer._private_key, copy))
+    repository.sign(Root.type)
+    repository.publish()
+    refreshed = device.refresh()
+    assert (refreshed.verdict, "same key" in refreshed.reason) == (ATTACK, True)
+
+
+def test_a_root_in_the_middle_of_the_chain_is_not_signed_by_one_key_under_two_names(
+    device: Device, repository: Repository, road: Road
+) -> None:
+    root, signer = repository.md[Root.type].signed, repository.signers[Root.type][0]
+    copy = type(signer.public_key).from_dict("d" * 64, signer.public_key.to_dict())
+    twice = CryptoSigner(signer._private_key, copy)
+    root.add_key(copy, Root.type)
+    root.roles[Root.type].threshold = 2
+    repository.signers[Root.type].append(twice)
+    repository.sign(Root.type)
+    root.revoke_key(copy.keyid, Root.type)
+    thief = CryptoSigner.generate_ed25519()
+    root.add_key(thief.public_key, Root.type)
+    repository.signers[Root.type].append(thief)
+    repository.sign(Root.type)
+    repository.publish()
+    for timestamp in (b"", None):  # an end before the timestamp must not keep the thief's root either
+        road.timestamp = timestamp
+        refreshed = device.refresh()
+        assert (refreshed.verdict, "same key" in refreshed.reason) == (ATTACK, True)
+        assert device.versions() == ["1.0.0"]
+        kept = device.trust.recall(device.floors)
+        assert kept.verdict is FRESH, "what was trusted before is still there"
+
+
+def test_stolen_online_keys_bring_no_withdrawn_release_back_to_a_wiped_device(
+    device: Device, repository: Repository, road: Road
+) -> None:
+    before = repository.files[MODELS, repository.md[MODELS].signed.version]
+    withdrawn = withdraw(repository.md[MODELS].signed.targets, "m", "1.0.0", "it fails")
+    repository.md[MODELS].signed.targets[withdrawn.path] = withdrawn
+    repository.publish(MODELS)
+    assert device.refresh().verdict is FRESH
+    assert [one.withdrawn for one in device.trust.releases("m")] == ["it was revoked: it fails"]
+    device.wipe()
+    repository.md[Snapshot.type].signed.meta[f"{MODELS}.json"] = MetaFile(Metadata.from_bytes(before).signed.version)
+    repository.publish()
+    refreshed = device.refresh()
+    assert (refreshed.verdict, refreshed.reason.startswith("the models metadata has version")) == (ATTACK, True)
+    assert not device.trust.known
+
+
+@pytest.mark.parametrize("custom", [[1], "text", {COUNTER: True}, {COUNTER: None}])
+def test_a_signed_release_whose_custom_fields_are_none_stands_in_nobodys_way(
+    device: Device, repository: Repository, custom: object
+) -> None:
+    target = TargetFile.from_data("models/m/9.9.9/manifest.json", b"9", ["sha256"])
+    target.unrecognized_fields["custom"] = custom
+    repository.md[MODELS].signed.targets[target.path] = target
+    repository.publish(MODELS)
+    assert device.refresh().verdict is FRESH
+    assert device.versions() == ["1.0.0"]
 
 
 def test_one_of_two_models_keys_signs_nothing(device: Device, repository: Repository) -> None:
