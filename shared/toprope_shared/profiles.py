@@ -86,7 +86,7 @@ PROFILES = {
         # HiveMQ Cloud: 5 MB a message (K); the Community Edition takes 256 MB.
         Profile("hivemq", max_payload=5_000_000, max_packet=5_000_000, max_retained=5_000_000),
         # nats-server: max_payload 1 MB by default and in our generated configuration; a client that lags by max_pending
-        # (64 MB) is cut off (run here, see docs/explanation-transfer.md).
+        # (64 MB) is cut off (run here).
         Profile("nats", max_payload=_MIB, max_packet=_MIB, max_retained=_MIB, max_qos=2),
         # mosquitto: 256 MB by the protocol, 200 levels (K).
         Profile(
