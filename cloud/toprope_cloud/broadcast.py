@@ -88,7 +88,7 @@ class Broadcast:
             self._answers[device] = to_bits(index for index in need.indexes if index < self._total)
             self._rates[device] = need.max_rate
             self._devices.add(device)
-            if self._answers.keys() >= self._devices:
+            if len(self._answers) == len(self._devices):  # whoever answers is one of them; comparing them all is quadratic
                 self._all_answered.set()
 
     def holds(self, device: str) -> bool:
