@@ -32,8 +32,13 @@ def _weights() -> dict[str, Array]:
 
 def conv_tflite() -> bytes:
     """Return a TFLite file with a signature: `image` -> convolution, dense, softmax -> `probs`."""
+    return packed(conv_tflite_model())
+
+
+def packed(model: Any) -> bytes:
+    """Return flatbuffers objects as a TFLite file."""
     builder = flatbuffers.Builder(1024)
-    builder.Finish(conv_tflite_model().Pack(builder), b"TFL3")
+    builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 

@@ -6,7 +6,6 @@ import random
 import struct
 from collections.abc import Callable
 
-import flatbuffers
 import onnx
 from tests.fakes import tryouts
 
@@ -58,9 +57,7 @@ def inflate_tflite(_: bytes, rng: random.Random) -> bytes:
         shape = list(tensor.shape)
         shape[rng.randrange(len(shape))] = rng.choice((2**31 - 1, 2**20, 46341, 0, -1, -(2**31)))
         tensor.shape = shape
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return tryouts.packed(model)
 
 
 def inflate_onnx(data: bytes, rng: random.Random) -> bytes:

@@ -121,12 +121,31 @@ def test_the_child_writes_no_file_and_gets_no_secret(tmp_path: Path, monkeypatch
     program = (
         "import os, sys\nfrom toprope_shared.limits import limit_process\nlimit_process(9)\n"
         f"try: open({str(tmp_path / 'made')!r}, 'w').write('x' * 99999)\n"
-        "except OSError as error: print(error.errno, 'TOPROPE_HOME' in os.environ, 'PATH' in os.environ)"
+        "except OSError as error: print(error.errno, 'TOPROPE_HOME' in os.environ, 'PATH' in os.environ)\n"
+        "print(open('/proc/self/oom_score_adj').read())"
     )
     monkeypatch.setenv("TOPROPE_HOME", str(tmp_path))
     ended = run_contained([sys.executable, "-c", program], b"", wall_s=PATIENCE_S)
-    assert (ended.status, ended.said.split()) == (0, [b"27", b"False", b"True"]), ended.tail  # EFBIG
+    assert (ended.status, ended.said.split()) == (0, [b"27", b"False", b"True", b"1000"]), ended.tail  # 27: EFBIG
     assert (tmp_path / "made").read_bytes() == b""
+
+
+def test_a_limit_that_is_lower_already_stays() -> None:
+    program = (
+        "import resource\nfrom toprope_shared.limits import limit_memory, limit_process\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, 1 << 29))\n"
+        "limit_process(9); limit_memory(1 << 40)\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_DATA)[1] == 1 << 29)"
+    )
+    ended = run_contained([sys.executable, "-c", program], b"", wall_s=PATIENCE_S)
+    assert ended.said == b"(32, 32) True\n", ended.tail
+
+
+def test_a_file_larger_than_the_memory_it_may_take_is_refused_before_an_engine_sees_it(tmp_path: Path) -> None:
+    request = asked(tmp_path, b"", memory_bytes=50 << 20)
+    os.truncate(request.file, 300 << 20)
+    error = refused(request)
+    assert (error.stage, error.reason) == (Stage.DIGEST, "out_of_memory")
 
 
 def test_a_child_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -204,3 +204,15 @@ def declared(name: str, dtype: np.dtype[Any] | None, shape: Sequence[Any]) -> Te
     return TensorSpec(
         name, kind, tuple(int(size) if isinstance(size, int | np.integer) and size >= 0 else -1 for size in shape)
     )
+
+
+def not_numbers(name: str, what: str) -> LoadError:
+    """Return the error for a tensor that holds what can't be sent."""
+    return LoadError(f"the tensor {name!r} is {what}; a model takes and gives numbers, so move that step out of the file")
+
+
+def explained(error: Exception, hints: Mapping[str, str]) -> str:
+    """Return an engine's words, after a sentence for people where they are known to mean something."""
+    text = str(error)
+    hint = next((hint for words, hint in hints.items() if words in text), "")
+    return f"{hint}; it says: {text}" if hint else text

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from toprope_shared.engines.base import Opened, declared, version_of
+from toprope_shared.engines.base import Opened, declared, explained, version_of
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Format
 from toprope_shared.tensors import Array, Tensors, TensorSpec
@@ -20,6 +21,13 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(string)": np.dtype(object),
 } | {f"tensor({name})": np.dtype(name) for bits in (8, 16, 32, 64) for name in (f"int{bits}", f"uint{bits}")}
+
+_HINTS = {
+    "is not a registered function/op": "it needs an operator that onnxruntime does not have; export it with standard operators",
+    "is under development and support for this is limited": "it is written for a newer opset than this onnxruntime knows; "
+    "export it for an older one",
+    "xternal data": "its weights are in another file; save it as one file",
+}
 
 
 class OnnxRuntime:
@@ -57,10 +65,12 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        # Weights in another file have no digest: without this they would be read from the working directory.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises a dozen unrelated classes, some of them straight from C++
-            raise LoadError(f"onnxruntime {self.version} did not open the file: {error}") from error
+            raise LoadError(f"onnxruntime {self.version} did not open the file: {explained(error, _HINTS)}") from error
 
 
 def _declared(items: list[Any]) -> tuple[TensorSpec, ...]:

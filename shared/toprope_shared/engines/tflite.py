@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from toprope_shared.engines.base import Opened, declared, version_of
+from toprope_shared.engines.base import Opened, declared, explained, not_numbers, version_of
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Format
 from toprope_shared.tensors import Array, Tensors, TensorSpec
+
+_HINTS = {
+    "Select TensorFlow op(s)": "it needs operators of TensorFlow itself (Flex), which no engine on a device has; convert it "
+    "with built-in operators alone",
+    "Encountered unresolved custom op": "it needs an operator of its own, which no engine on a device has; convert it with "
+    "built-in operators alone",
+    "Didn't find op for builtin opcode": "it needs a newer operator than this engine has; convert it for an older runtime, or "
+    "use a newer engine",
+}
 
 
 class _Tflite:
@@ -56,7 +65,7 @@ class _Tflite:
         except LoadError:
             raise
         except Exception as error:  # ValueError, RuntimeError, UnicodeDecodeError, ...: it depends on which byte is wrong
-            raise LoadError(f"{self.name} {self.version} did not open the file: {error}") from error
+            raise LoadError(f"{self.name} {self.version} did not open the file: {explained(error, _HINTS)}") from error
         return TfliteSession(self.name, runners), runners
 
 
@@ -78,6 +87,9 @@ class LiteRt(_Tflite):
 
 def _signature(interpreter: Any) -> Any:
     """Return what runs a new interpreter by the names of its tensors: those of its signature, or their own."""
+    for detail in interpreter.get_input_details():  # before its operators complain of it, each in words of its own
+        if np.dtype(detail["dtype"]).kind in "OSU":
+            raise not_numbers(detail["name"], "text")
     interpreter.allocate_tensors()  # before get_signature_runner, else it complains of references to internal data
     signatures = interpreter.get_signature_list()
     key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
