@@ -104,7 +104,7 @@ class Agent:
             state / "partial",
             http=http,
             counters=Transfers(self._registry),
-            max_rate=settings.max_rate or find_profile(settings.broker_profile).bytes_per_s,
+            max_rate=find_profile(settings.broker_profile).rate(settings.max_rate),
             told=lambda: self._changed.set(),
             switched=self._report_switch,
         )

@@ -42,6 +42,10 @@ class Profile:
     max_retained: int = 1 << 20
     max_qos: int = 2
 
+    def rate(self, wanted: int) -> int:
+        """Return the lower of the wanted bytes a second and the broker's; 0 is no limit."""
+        return min((one for one in (wanted, self.bytes_per_s) if one), default=0)
+
 
 _KIB, _MIB = 1 << 10, 1 << 20
 

@@ -118,6 +118,14 @@ def test_the_largest_messages_of_the_transfer_fit(profile: Profile) -> None:
         assert topic.count("/") <= min(6, profile.max_slashes or 6)
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted", "rate"),
+    [("nats", 0, 0), ("nats", 100, 100), ("aws-iot", 0, 512_000), ("aws-iot", 100, 100), ("aws-iot", 10**9, 512_000)],
+)
+def test_a_device_asks_for_no_more_than_the_broker_carries(name: str, wanted: int, rate: int) -> None:
+    assert find_profile(name).rate(wanted) == rate
+
+
 def test_what_breaks_a_limit_is_named() -> None:
     packet = Packet(PUBLISH, 200_000, ("a/b/c/d/e/f/g/h/i",), 199_000, qos=2)
     assert broken(PROFILES["aws-iot"], packet) == ["payload", "packet", "qos", "levels"]
