@@ -361,7 +361,7 @@ def purse() -> Tokens:
 @pytest.fixture
 async def late(engines: dict[str, Engine], blobs: Blobs, gate: Gate, clock: ManualClock) -> AsyncIterator[Runtime]:
     """A runtime whose model took 20 ms at its last call, by the test's clock, and whose gate is shut now."""
-    async with Runtime(engines, blobs, clock=clock) as runtime:
+    async with Runtime(engines, blobs, clock=clock, inline_s=0) as runtime:
         manifest = tiny_release(blobs, brittle=True)
         await install(runtime, manifest)
         gate.shut()
