@@ -13,6 +13,7 @@ from toprope_shared.manifest import Manifest, Variant
 from toprope_shared.tensors import Tensors
 
 BLEND = 0.1  # weight of the newest call in the running mean of a session's time
+OUTLIER = 4.0  # a call counts for no more than this many times the mean: one that was pre-empted says nothing of the session
 
 
 @dataclass(eq=False, slots=True)
@@ -98,7 +99,10 @@ class Loaded:
     def timed(self, inputs: Tensors, seconds: float) -> None:
         """Take in how long a call took."""
         row_s = seconds / self._rows(inputs)
-        self.row_s = row_s if math.isinf(self.row_s) else self.row_s + BLEND * (row_s - self.row_s)
+        if math.isinf(self.row_s):
+            self.row_s = row_s
+        else:
+            self.row_s += BLEND * (min(row_s, OUTLIER * self.row_s) - self.row_s)
 
     def take_over(self, fresh: Loaded) -> None:
         """Go on with the session of the same variant that was opened anew."""

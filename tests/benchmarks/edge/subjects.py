@@ -6,6 +6,7 @@ files come from TensorFlow in a process of its own, once, into `.build/bench/edg
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -57,10 +58,8 @@ open(target, "wb").write(converter.convert())
 def weights(size: str, seed: int = 1) -> list[Array]:
     """Return the layers of a model, float32 [inputs, outputs]."""
     rng = np.random.default_rng(seed)
-    widths = WIDTHS[size]
-    return [
-        (rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32) for shape in zip(widths, widths[1:], strict=False)
-    ]
+    shapes = itertools.pairwise(WIDTHS[size])
+    return [(rng.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32) for shape in shapes]
 
 
 def onnx_bytes(size: str, seed: int = 1) -> bytes:
