@@ -25,7 +25,7 @@ from tests.fuzz.table import ANYWHERE, Target, targets
 import toprope_shared
 from toprope_shared import messages
 
-QUICK, SLOW = 25, 4
+QUICK, SLOW = 15, 3
 # A public function of this name that takes bytes or a file parses something.
 PARSER = re.compile(r"(decode|parse|read|load|loads|unpack|uncompress|from)(_.*)?")
 TAKES = re.compile(r"\b(bytes|memoryview|BinaryIO|Path)\b")
