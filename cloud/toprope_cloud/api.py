@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from toprope_cloud.registry import Registry
 from toprope_shared import __version__
 from toprope_shared.digest import is_sha256, sha256_file
 from toprope_shared.errors import InputError, NotFoundError, TooLargeError, TrustError
+from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import routes
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import exception_handlers
@@ -101,12 +102,13 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
             raise TooLargeError(f"metadata of {len(body)} bytes is above {MAX_METADATA_BYTES}")
         fresh = await asyncio.to_thread(registry.accept, body)
         await on_change()
-        return {"releases": [_release(manifest) for manifest in fresh]}
+        return {"releases": [_release(manifest, {}) for manifest in fresh]}
 
     @router.get("/api/releases")
     async def get_releases() -> dict[str, Any]:
-        """List the signed releases, oldest first."""
-        return {"releases": [_release(one) for one in await asyncio.to_thread(registry.releases)]}
+        """List the signed releases, oldest first; `revoked` says why one must not be activated, and is empty otherwise."""
+        revoked = await asyncio.to_thread(registry.revoked)
+        return {"releases": [_release(one, revoked) for one in await asyncio.to_thread(registry.releases)]}
 
     @router.post("/api/rollouts/{channel}", dependencies=guard)
     async def post_rollout(channel: str, body: RolloutBody) -> dict[str, Any]:
@@ -131,8 +133,13 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
     return router
 
 
-def _release(manifest: Any) -> dict[str, Any]:
-    return {"model": manifest.model, "version": manifest.version, "release_counter": manifest.release_counter}
+def _release(manifest: Manifest, revoked: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "model": manifest.model,
+        "version": manifest.version,
+        "release_counter": manifest.release_counter,
+        "revoked": revoked.get(manifest.path, ""),
+    }
 
 
 def _metadata(registry: Registry, name: str) -> bytes:

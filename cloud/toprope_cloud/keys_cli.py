@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from toprope_cloud.metadata import MetadataRepository
 
+ANNOUNCED = "A running cloud service on this machine sees it within a second and announces it."
+
 keys_app = typer.Typer(help="Keys, their rotation, signatures, and the enrolment of devices.", no_args_is_help=True)
 
 
@@ -106,7 +108,7 @@ def keys_rotate(
     typer.echo(f"The role {role} has the new key {short(done.new)}{where}; {short(done.retired)} is trusted no more.")
     for file in put_away(keyring, done.draft):
         typer.echo(f"The retired key is {file}; delete it when you are sure.")
-    typer.echo("A running cloud service announces it within ten minutes; at once when it is started again.")
+    typer.echo(ANNOUNCED)
 
 
 @keys_app.command("renew")
@@ -131,6 +133,7 @@ def keys_renew(
         _say_missing(missing, prepare)
     else:
         repository.apply(draft)
+        typer.echo(ANNOUNCED)
 
 
 @keys_app.command("sign")
@@ -179,6 +182,8 @@ def keys_submit(
     found = Draft.read(draft)
     taken = _repository(keys).apply(found)
     typer.echo(f"In force: {', '.join(taken)}." if taken else "This draft is in force already.")
+    if taken:
+        typer.echo(ANNOUNCED)
     for file in retire(Keyring(Layout(home()).keys, *keys), found):
         typer.echo(f"The retired key is {file}; delete it when you are sure.")
 

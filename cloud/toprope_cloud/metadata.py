@@ -109,6 +109,11 @@ class MetadataRepository(Repository):
             return newest.read_bytes()
         return (self.folder / f"{version}.{role}.json").read_bytes()
 
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes whenever a file in the folder is written, by whichever process."""
+        newest = (self.folder / "timestamp.json").stat()
+        return self.folder.stat().st_mtime_ns, newest.st_mtime_ns, newest.st_ino
+
     def current(self) -> dict[str, int]:
         """Return the newest version of each role."""
         roles = (Root.type, Targets.type, *self.delegated(), Snapshot.type, Timestamp.type)
@@ -119,14 +124,14 @@ class MetadataRepository(Repository):
         target = TargetFile.from_data(path, data, ["sha256"])
         if custom:
             target.unrecognized_fields["custom"] = custom
-        with self._alone():
+        with self.alone():
             with self.edit_targets(role) as targets:
                 targets.targets[path] = target
             self._seal()
 
     def accept_models(self, data: bytes) -> Targets:
         """Store the next version of the models role's metadata, signed elsewhere; see `check_models`."""
-        with self._alone():
+        with self.alone():
             signed = self.check_models(data)
             self._store(MODELS, signed.version, data)
             self._seal()
@@ -152,7 +157,7 @@ class MetadataRepository(Repository):
         Raises:
             InputError: a threshold is not met, a document is not the next version, or it adds or changes a release.
         """
-        with self._alone():
+        with self.alone():
             fresh = [one for one in draft.documents if not self._holds(one)]
             # Everything around the documents is taken from here, not from the draft.
             mine = self.draft({one.role: parse(one.metadata, one.role) for one in fresh})
@@ -225,7 +230,7 @@ class MetadataRepository(Repository):
 
         The rollouts role counts too: a fleet that is left alone for a year must not go stale.
         """
-        with self._alone():
+        with self.alone():
             if self._is_old(ROLLOUTS):
                 with self.edit_targets(ROLLOUTS):
                     log.info("the rollouts metadata is signed anew before it expires")
@@ -234,8 +239,11 @@ class MetadataRepository(Repository):
         return snapshot or timestamp
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        # The service and the key commands may work on this folder at the same time; a seal must not fall between two files.
+    def alone(self) -> Iterator[None]:
+        """Keep every other process off the folder; a seal, or a reader, must not fall between two files.
+
+        The service and the key commands may work on it at the same time. It is not taken twice by one thread.
+        """
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,24 +1,27 @@
 """Keeps the broker's retained messages as they should be: trust metadata and rollout documents.
 
-A broker's acknowledgement is not durability, so everything is published again after each reconnect and every ten minutes.
-The hint at the newest versions goes last: who sees it finds everything that it points at.
+A broker's acknowledgement is not durability, so everything is published again after each reconnect and every ten minutes; and
+at once when another process, a key command for example, has written in the metadata folder. The hint at the newest versions
+goes last: who sees it finds everything that it points at.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.registry import Registry, head
 from toprope_shared.errors import InputError, LinkError
 from toprope_shared.link import Link, Message, Subscription
-from toprope_shared.messages import Ack, DeviceState, Report, decode, encode
+from toprope_shared.messages import ATTACK, Ack, DeviceState, Report, decode, encode
 from toprope_shared.topics import Topics
 
 log = logging.getLogger(__name__)
 
 REASSERT_S = 600.0
+LOOK_S = 1.0
 RETRY_S = 5.0
 MAX_RETAINED_BYTES = 120 * 1024
 
@@ -43,12 +46,24 @@ class Publisher:
             while True:
                 await self._link.wait_connected()
                 self._due.clear()
+                stamp = await asyncio.to_thread(self._registry.metadata.stamp)
                 wait_s = REASSERT_S if await self._publish_all() else RETRY_S
-                try:
-                    async with asyncio.timeout(wait_s):  # wait_for of Python 3.11 can lose a cancellation
-                        await self._due.wait()
-                except TimeoutError:
+                if not await self._changed_within(wait_s, stamp):
                     await asyncio.to_thread(self._registry.metadata.renew)
+
+    async def _changed_within(self, wait_s: float, stamp: tuple[int, ...]) -> bool:
+        """Wait until there is something new to publish; say whether there was."""
+        end = time.monotonic() + wait_s
+        while (left_s := end - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(min(left_s, LOOK_S)):  # wait_for of Python 3.11 can lose a cancellation
+                    await self._due.wait()
+                    return True
+            except TimeoutError:
+                if await asyncio.to_thread(self._registry.metadata.stamp) != stamp:
+                    log.info("the metadata was changed by another process; it is announced now")
+                    return True
+        return False
 
     async def _watch_connections(self) -> None:
         async for _ in self._link.connections():
@@ -67,6 +82,10 @@ class Publisher:
         return True
 
     def _messages(self) -> list[tuple[str, bytes]]:
+        with self._registry.metadata.alone():
+            return self._read()
+
+    def _read(self) -> list[tuple[str, bytes]]:
         metadata, topics = self._registry.metadata, self._topics
         versions = metadata.current()
         newest = versions.pop("timestamp")
@@ -110,6 +129,8 @@ async def _take_report(message: Message, link: Link, topics: Topics, fleet: Flee
         device = topics.device_of(message.topic)
         report = decode(Report, message.payload)
         number = await asyncio.to_thread(fleet.put_report, device, report)
+        if report.state == ATTACK:
+            log.error("the device %s refused an attack on its trust: %s", device, report.text)
         await link.publish(topics.ack(device), encode(Ack(number)), qos=1)
     except InputError as error:
         log.warning("a report on %s is passed over: %s", message.topic, error)

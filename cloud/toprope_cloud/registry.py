@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import msgspec
 
@@ -26,6 +27,7 @@ class Registry:
         self.metadata = metadata
         self.blobs = blobs
         self._clock = clock
+        self._rolling = threading.Lock()
 
     def accept(self, data: bytes) -> list[Manifest]:
         """Take in the models role's next metadata when everything it newly names is here and whole.
@@ -103,6 +105,10 @@ class Registry:
             InputError: the release was revoked.
         """
         check_level(channel, "the channel")
+        with self._rolling:  # two requests at once must not both make the next version of what they have read
+            return self._roll_out(channel, model, version)
+
+    def _roll_out(self, channel: str, model: str, version: str) -> Rollout:
         signed = self.metadata.targets(MODELS).targets
         target = signed.get(f"models/{model}/{version}/manifest.json")
         if target is None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from toprope_edge.journal import Journal
 from toprope_edge.settings import EdgeSettings, lock_state, read_enrolment, state_folder
-from toprope_edge.trust_keeper import ATTACK, ATTACK_CODE, rollout_floor
+from toprope_edge.trust_keeper import ATTACK_CODE, rollout_floor
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import InputError, IntegrityError, TrustError
 from toprope_shared.manifest import Manifest, Placement, parse
-from toprope_shared.messages import Rollout, decode
+from toprope_shared.messages import ATTACK, Rollout, decode
 from toprope_shared.trust import DirectorySource, TrustClient, Verdict
 from toprope_shared.trusted import older_than_floor
 
@@ -60,9 +60,10 @@ def take(settings: EdgeSettings, home: Path, folder: Path, *, clock: Clock | Non
         journal = Journal(state / "journal.sqlite")
         stack.callback(journal.close)
         trust = TrustClient(state / "trust", root, DirectorySource(trust_folder), settings.channel, clock=clock)
-        _refresh(trust, journal, trust_folder, clock or SystemClock())
+        machine = clock or SystemClock()
+        _refresh(trust, journal, trust_folder, machine)
         here, there = Blobs(state / "blobs"), folder / "blobs"
-        rollout = _rollout(trust, journal, here, there)
+        rollout = _rollout(trust, journal, here, there, machine)
         copied, missing = _copy(rollout, settings.models, here, there) if rollout else (0, 0)
         return Taken(len(trust.releases()), rollout.version if rollout else None, copied, missing)
 
@@ -76,7 +77,7 @@ def _refresh(trust: TrustClient, journal: Journal, folder: Path, clock: Clock) -
         raise TrustError(f"the metadata in {folder} is not taken, it is {refreshed.verdict}: {refreshed.reason}")
 
 
-def _rollout(trust: TrustClient, journal: Journal, here: Blobs, there: Path) -> Rollout | None:
+def _rollout(trust: TrustClient, journal: Journal, here: Blobs, there: Path, clock: Clock) -> Rollout | None:
     target = trust.rollout
     if target is None or not _adopt(target.hashes["sha256"], here, there):
         return None
@@ -84,6 +85,7 @@ def _rollout(trust: TrustClient, journal: Journal, here: Blobs, there: Path) -> 
     name, floor = rollout_floor(rollout, trust.rollout_keys)
     problem = older_than_floor(name, floor, journal.trust_floors())
     if problem:
+        journal.alarm(ATTACK, int(clock.now()), ATTACK_CODE, f"from a directory: {problem}")
         raise TrustError(problem)
     journal.keep_trust_floors({name: floor})
     return rollout

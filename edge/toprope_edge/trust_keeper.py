@@ -14,7 +14,7 @@ from typing import Protocol
 from toprope_edge.journal import Journal
 from toprope_shared.clock import Clock
 from toprope_shared.errors import TrustError
-from toprope_shared.messages import Rollout
+from toprope_shared.messages import ATTACK, Rollout
 from toprope_shared.secure_time import Moment, look
 from toprope_shared.trust import MetadataSource, Refreshed, TrustClient, Verdict
 from toprope_shared.trusted import SECURE_TIME, Floor, older_than_floor
@@ -22,7 +22,7 @@ from toprope_shared.trusted import SECURE_TIME, Floor, older_than_floor
 log = logging.getLogger(__name__)
 
 FRESH_AT, STALE_TOLD = "fresh_at", "stale_told"
-ATTACK, STALE = "ATTACK", "STALE"  # states of reports that are about the device
+STALE = "STALE"  # like ATTACK a state of reports that are about the device
 ATTACK_CODE, STALE_CODE = "attack", "stale"
 ATTACK_EVERY_S = 600.0
 OFFLINE = Refreshed(Verdict.STALE, "there is no connection to the broker")

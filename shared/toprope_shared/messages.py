@@ -11,6 +11,7 @@ from toprope_shared.manifest import Count, Counter, Sha256, Slug, Version
 from toprope_shared.trying import Choice, Limits, Shadow
 
 T = TypeVar("T")
+ATTACK = "ATTACK"  # the state of a report that tells of a violated signature, version or digest
 
 
 class DesiredRelease(msgspec.Struct, frozen=True, omit_defaults=True):

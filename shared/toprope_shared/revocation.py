@@ -83,7 +83,7 @@ def withdraw(
     """
     target = targets.get(f"models/{model}/{version}/manifest.json")
     if target is None:
-        raise InputError(f"there is no signed release {model} {version} to revoke; see: toprope release show")
+        raise InputError(f"there is no signed release {model} {version} to revoke; see: toprope release list")
     if not 0 < len(reason.strip()) <= MAX_REASON or not reason.isprintable():
         raise InputError(f"give a --reason in one line of at most {MAX_REASON} characters; devices and people will read it")
     custom = dict(_custom(target))

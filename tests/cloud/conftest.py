@@ -19,7 +19,7 @@ from toprope_cloud.registry import Registry
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.manifest import Manifest, encode
-from toprope_shared.revocation import COUNTER
+from toprope_shared.revocation import COUNTER, withdraw
 from toprope_shared.trust import MODELS
 
 
@@ -30,14 +30,19 @@ class Installation:
     layout: Layout
     registry: Registry
 
-    def next_models(self, *manifests: Manifest, signer: Signer | None = None) -> bytes:
-        """Return the next models metadata with these releases, signed by the models key or by `signer`."""
+    def next_models(
+        self, *manifests: Manifest, signer: Signer | None = None, revoke: tuple[Manifest, str] | None = None
+    ) -> bytes:
+        """Return the next models metadata with these releases, one revoked, signed by the models key or by `signer`."""
         repository = self.registry.metadata
         md = Metadata[Targets].from_bytes(repository.read(MODELS))
         for manifest in manifests:
             target = TargetFile.from_data(manifest.path, encode(manifest), ["sha256"])
             target.unrecognized_fields["custom"] = {COUNTER: manifest.release_counter}
             md.signed.targets[manifest.path] = target
+        if revoke:
+            gone = withdraw(md.signed.targets, revoke[0].model, revoke[0].version, revoke[1])
+            md.signed.targets[gone.path] = gone
         md.signed.version += 1
         md.signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=9)
         delegations = repository.targets().delegations

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from securesystemslib.signer import Signer
 from tests.cloud.conftest import Installation
+from tests.fakes import control_service
+from typer.testing import CliRunner
 
 from toprope_cloud import ceremony
 from toprope_shared.errors import InputError, NotFoundError, TrustError
-from toprope_shared.trust import DirectorySource, TrustClient, Verdict
+from toprope_shared.trust import ROLLOUTS, DirectorySource, TrustClient, Verdict
+from toprope_training.cli import release_app
 
 
 def client(installation: Installation, folder: Path) -> TrustClient:
@@ -95,3 +100,38 @@ def test_keys_are_private_and_never_overwritten(installation: Installation) -> N
     assert {file.stat().st_mode & 0o777 for file in layout.keys.iterdir()} == {0o600}
     with pytest.raises(InputError, match="already"):
         ceremony.init(layout.keys, layout.trust)
+
+
+def test_a_withdrawn_release_is_rolled_out_no_more_neither_forward_nor_back(installation: Installation) -> None:
+    registry = installation.registry
+    old, new = installation.release("1.0.0", 1), installation.release("1.1.0", 2)
+    registry.accept(installation.next_models(old, new))
+    registry.roll_out("stable", old.model, "1.1.0")
+    registry.accept(installation.next_models(revoke=(old, "it forgets")))
+    before = registry.metadata.read(ROLLOUTS)
+    with pytest.raises(InputError, match=r"1\.0\.0 is not rolled out any more: it was revoked: it forgets; choose another"):
+        registry.roll_out("stable", old.model, "1.0.0")
+    assert registry.metadata.read(ROLLOUTS) == before
+    assert registry.revoked() == {old.path: "it was revoked: it forgets"}
+
+
+def test_two_rollouts_at_once_are_two_versions_and_both_stand(installation: Installation) -> None:
+    first = installation.release("1.0.0", 1)
+    installation.registry.accept(installation.next_models(first))
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(installation.registry.roll_out, "stable", first.model, "1.0.0") for _ in range(8)]
+        assert sorted(one.result().version for one in asked) == list(range(1, 9))
+
+
+def test_the_cloud_lists_its_releases_and_which_are_revoked(installation: Installation) -> None:
+    old, new = installation.release("1.0.0", 1), installation.release("1.1.0", 2)
+    installation.registry.accept(installation.next_models(old, new))
+    installation.registry.accept(installation.next_models(revoke=(old, "it forgets")))
+    with control_service.served(installation.layout) as url:
+        listed = CliRunner().invoke(release_app, ["list", "--cloud", url, "--json"])
+        shown = CliRunner().invoke(release_app, ["list", "--cloud", url])
+    assert [(one["version"], one["revoked"]) for one in json.loads(listed.stdout)] == [
+        ("1.0.0", "it was revoked: it forgets"),
+        ("1.1.0", ""),
+    ]
+    assert "it was revoked" in shown.stdout

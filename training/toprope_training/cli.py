@@ -192,6 +192,28 @@ def submit_release(
         typer.echo(f"The channel {done.channel} rolls out {', '.join(done.releases)}.")
 
 
+@release_app.command("list")
+def list_releases(
+    cloud: str = typer.Option(CLOUD, help="The cloud's address."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON array."),
+    timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
+) -> None:
+    """List the releases that the cloud holds, and which of them are revoked and why."""
+    import json
+
+    from rich.console import Console
+
+    from toprope_training import show
+    from toprope_training.publish import PublishApi
+
+    with PublishApi(cloud, "", timeout) as api:
+        found = api.releases()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        Console().print(show.releases(found), highlight=False)
+
+
 @release_app.command("revoke")
 def revoke_release(
     model: str = typer.Argument(help="The model's name."),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tuf.api.metadata import TargetFile, Targets
@@ -107,6 +108,14 @@ class PublishApi(CloudApi):
         """Return a TUF metadata file; None when there is none of this name."""
         answer = self.ask("GET", f"/trust/{name}.json", (OK, NOT_FOUND))
         return answer.data if answer.status == OK else None
+
+    def releases(self) -> list[dict[str, Any]]:
+        """Return what the cloud lists: model, version, release_counter and revoked of each release, oldest first."""
+        try:
+            found: list[dict[str, Any]] = msgspec.json.decode(self.ask("GET", "/api/releases", (OK,)).data)["releases"]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise InputError(f"{self.url} is not a cloud of toprope: {error}") from error
+        return found
 
     def post_release(self, metadata: bytes) -> None:
         """Hand in the next version of the models metadata."""

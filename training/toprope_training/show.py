@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -24,6 +25,15 @@ MANY_US = 10_000
 def release(manifest: Manifest) -> RenderableType:
     """Return a sentence and two tables about a release."""
     return Group(Text(header(manifest)), "", variants(manifest), "", receipts(manifest))
+
+
+def releases(found: Sequence[Mapping[str, Any]]) -> Table:
+    """Show what the cloud lists, one row a release."""
+    table = Table("model", "version", "counter", "revoked", box=box.SIMPLE_HEAD, title="Releases", title_justify="left")
+    for one in found:
+        words = (one.get(name, "") for name in ("model", "version", "release_counter", "revoked"))
+        table.add_row(*(Text(str(word)) for word in words))
+    return table
 
 
 def header(manifest: Manifest) -> str:
