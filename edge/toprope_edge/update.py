@@ -77,6 +77,7 @@ class UpdateRunner:
         threads: numbers of engine threads that are tried out.
         shadow: for releases whose rollout does not ask for one; None for none.
         try_out: runs one try-out; blocks.
+        retry_s: seconds after which what waits for the link or the disk is tried again.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class UpdateRunner:
         threads: tuple[int, ...] = (1,),
         shadow: Shadow | None = None,
         try_out: TryOut = probe.probe,
+        retry_s: float = RETRY_S,
     ) -> None:
         self._journal = journal
         self._runtime = runtime
         self._engines = names(engines)
         self._clock = clock
         self._changed = changed
+        self._retry_s = retry_s
         self._wants: dict[str, _Want] = {}
         self._arrivals: asyncio.Queue[_Want] = asyncio.Queue()
         self._slots = Slots(journal, blobs, runtime, engines, clock=clock, changed=changed)
@@ -123,13 +126,12 @@ class UpdateRunner:
     async def restore(self) -> None:
         """Open what the journal says is current; called once, before anything else, with no network needed."""
         for update in self._journal.updates():
-            if not LIFE[update.state].is_end:
-                try:
-                    await self._resume(update)
-                except sqlite3.Error as error:  # answers come first; what can't be written down is not begun
-                    log.error("%s stays as it is, the journal can't be written: %s", update.release.model, error)
-                    if update.state is State.PROBATION:  # a start that is not counted is not risked
-                        await self._slots.open(update.release.model, "previous")
+            try:
+                await self._resume(update)
+            except sqlite3.Error as error:  # answers come first; what can't be written down is not begun
+                log.error("%s stays as it is, the journal can't be written: %s", update.release.model, error)
+                if update.state is State.PROBATION:  # a start that is not counted is not risked
+                    await self._slots.open(update.release.model, "previous")
         for model in self._journal.models():
             if not self._runtime.active(model):
                 await self._slots.open_either(model)
@@ -159,20 +161,25 @@ class UpdateRunner:
 
     async def _resume(self, update: Update) -> None:
         """Set an update to where it goes on, see `Step.after_power_loss`; each start of a risky step is counted."""
-        release, state = update.release, update.state
-        then = LIFE[state].after_power_loss
-        if state in _CHOSEN and (update.choice is None or update.choice.engines != self._engines):
-            self._steps.enter(release, State.FETCHING, Along(text="the device's engines are others now"))
-        elif state in (State.ACTIVATING, State.PROBATION) and update.attempts >= MAX_ATTEMPTS:
-            error = CrashLoopError("the agent ended again and again while it was activated or answered")
-            await self._fail(release, update, error)
-            await self._finish_rolling_back(release.model)
-        elif state is State.PROBATION:
-            await self._watch_again(update)
-        elif state is State.ROLLING_BACK:
-            await self._finish_rolling_back(release.model)
-        elif then is not None and then is not state:
-            self._steps.enter(release, then, Along(text="goes on after a restart"))
+        if LIFE[update.state].is_end:
+            return
+        try:
+            if update.state in (State.ACTIVATING, State.PROBATION) and update.attempts >= MAX_ATTEMPTS:
+                raise CrashLoopError("the agent ended again and again while it was activated or answered")
+            if update.state is State.PROBATION:
+                await self._watch_again(update)
+            else:
+                self._go_on(update)
+        except TopropeError as error:
+            await self._fail(update.release, update, error)
+        await self._finish_rolling_back(update.release.model)
+
+    def _go_on(self, update: Update) -> None:
+        then = LIFE[update.state].after_power_loss
+        if update.state in _CHOSEN and (update.choice is None or update.choice.engines != self._engines):
+            self._steps.enter(update.release, State.FETCHING, Along(text="the device's engines are others now"))
+        elif then is not None and then is not update.state:
+            self._steps.enter(update.release, then, Along(text="goes on after a restart"))
 
     async def _watch_again(self, update: Update) -> None:
         """Count the attempt, then open the previous release as the one to fall back on and the new one over it."""
@@ -199,7 +206,7 @@ class UpdateRunner:
             want.poked.clear()
             again = await self._visit(want)
             try:
-                async with asyncio.timeout(RETRY_S if again else None):
+                async with asyncio.timeout(self._retry_s if again else None):
                     await want.poked.wait()
             except TimeoutError:
                 log.debug("%s is tried again", want.model)
@@ -238,24 +245,28 @@ class UpdateRunner:
 
     async def _unless_newer(self, want: _Want, walk: Walk, work: Coroutine[Any, Any, bool]) -> bool:
         """Do the work, and give it up as soon as the rollout names another release and this one may be left."""
-        task = asyncio.ensure_future(work)
+        task, newer = asyncio.ensure_future(work), asyncio.ensure_future(self._newer(want, walk))
         try:
-            while not task.done():
-                want.poked.clear()
-                if self._is_newer(want, walk):
-                    raise _NewerError
-                poked = asyncio.ensure_future(want.poked.wait())
-                await asyncio.wait((task, poked), return_when=asyncio.FIRST_COMPLETED)
-                poked.cancel()
+            await asyncio.wait((task, newer), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _NewerError
             return task.result()
         finally:
             task.cancel()
-            await asyncio.wait((task,))
+            newer.cancel()
+            await asyncio.wait((task, newer))
 
-    def _is_newer(self, want: _Want, walk: Walk) -> bool:
-        if want.release is None:
-            return walk.update.state is not State.PROBATION
-        return self._is_offer(walk.update, want.release)
+    async def _newer(self, want: _Want, walk: Walk) -> None:
+        """Return as soon as the update that is under way may be left for what the rollout wants."""
+        while True:
+            want.poked.clear()
+            if want.release is None:
+                newer = walk.update.state is not State.PROBATION
+            else:
+                newer = self._is_offer(walk.update, want.release)
+            if newer:
+                return
+            await want.poked.wait()
 
     async def _next(self, want: _Want) -> Walk | None:
         """Return the step to take, of a life that is begun where the rollout names something new; None for nothing."""

@@ -7,9 +7,12 @@ the child's start would take most of the tests' time; what a child adds is teste
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,13 +26,12 @@ from toprope_edge.update import UpdateRunner
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.engines import Engine, find_engines
-from toprope_shared.errors import EngineError, LinkError, ProbeError, TrustError, UnavailableError
+from toprope_shared.errors import EngineError, ProbeError, TrustError, UnavailableError
 from toprope_shared.golden import GoldenSet
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Origin, Provenance, Reason
 from toprope_shared.manifest import Artifact, Manifest, encode
 from toprope_shared.messages import DesiredRelease, Report, Rollout
 from toprope_shared.probe import ProbeRequest, ProbeResult
-from toprope_shared.trying import Shadow
 
 PATIENCE_S = 20.0
 FAR = 1 << 40  # a time to activate that is never over
@@ -62,6 +64,7 @@ class CopyFetcher:
         self._shelf, self._blobs = shelf, blobs
         self.fetched: list[str] = []
         self.fails: dict[str, Exception] = {}  # by digest
+        self.damages: set[str] = set()
         self.holds: dict[str, asyncio.Event] = {}
         self.held = asyncio.Event()
 
@@ -74,6 +77,8 @@ class CopyFetcher:
         if not self._blobs.has(artifact.sha256):
             self._blobs.put(self._shelf.read(artifact.sha256))
             self.fetched.append(artifact.sha256)
+        if artifact.sha256 in self.damages:
+            self._blobs.path(artifact.sha256).write_bytes(b"damaged")
         return self._blobs.path(artifact.sha256)
 
     def reserved(self, digest: str) -> int:
@@ -81,14 +86,26 @@ class CopyFetcher:
 
 
 class MortalJournal(Journal):
-    """Kills the process when a state is entered, before or after that is on disk."""
+    """Kills the process when a state is entered, before or after that is on disk; or finds the disk full there."""
 
     kill: tuple[State, str] | None = None
+    full: State | None = None
 
     def enter(self, release: DesiredRelease, state: State, at: int, along: Along | None = None) -> None:
+        with self._dying(state):
+            super().enter(release, state, at, along)
+
+    def offer(self, release: DesiredRelease, at: int, text: str = "") -> None:
+        with self._dying(State.SUPERSEDED):
+            super().offer(release, at, text)
+
+    @contextmanager
+    def _dying(self, state: State) -> Iterator[None]:
         if self.kill == (state, "before"):
             raise Killed
-        super().enter(release, state, at, along)
+        if self.full is state:
+            raise sqlite3.OperationalError("database or disk is full")
+        yield
         if self.kill == (state, "after"):
             raise Killed
 
@@ -227,23 +244,30 @@ async def started(folder: Path, shelf: Shelf, **options: Any) -> AsyncIterator[D
 
 
 async def killed_at(
-    folder: Path, shelf: Shelf, kill: tuple[State, str], releases: Iterable[DesiredRelease], **options: Any
+    folder: Path,
+    shelf: Shelf,
+    kill: tuple[State, str],
+    live: Callable[[Device], Awaitable[None]],
+    **options: Any,
 ) -> None:
-    """Start a device, let it follow a rollout, and kill it when it enters a state."""
+    """Start a device, do with it what `live` does, and kill it when it enters a state."""
     device = Device(folder, shelf, **options)
     device.journal.kill = kill
     try:
-        async with device.runtime:
+        async with asyncio.timeout(PATIENCE_S), device.runtime, asyncio.TaskGroup() as group:
             await device.runner.restore()
-            device.follow(*releases)
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await device.runner.run()
-            except BaseExceptionGroup as group:
-                if group.subgroup(Killed) is None:
-                    raise
+            group.create_task(device.runner.run())
+            await live(device)
+    except BaseExceptionGroup as group:
+        if group.subgroup(Killed) is None:
+            raise
     finally:
         device.journal.close()
 
 
-__all__ = ["Device", "Killed", "LinkError", "Shadow", "Shelf", "killed_at", "started"]
+@contextmanager
+def quick_folder() -> Iterator[Path]:
+    """Give a folder in memory where there is one: these tests sync often, and what a sync does is not what they test."""
+    shm = Path("/dev/shm")  # noqa: S108 - only a folder to make one of our own in
+    with TemporaryDirectory(prefix="toprope-", dir=shm if os.access(shm, os.W_OK) else None) as folder:
+        yield Path(folder)
