@@ -1,6 +1,6 @@
 """Prints what a cloud in trouble costs the callers whom the device answers itself: their p99 against that with a healthy cloud.
 
-    python tests/benchmarks/edge/cloud_trouble.py [--rounds 12] [--seconds 1.5]
+    python -m tests.benchmarks.edge.cloud_trouble [--rounds 12] [--seconds 1.5]
 
 Through the router, with receipts, budget, breaker and spool in a state folder, three kinds of caller come at once: one asks a
 model that the device holds and is sure of, call after call, and is what is measured; forty a second ask a model that only the
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,8 +114,7 @@ async def serve(state: str) -> None:
     async with fake_cloud() as cloud:
         cloud.behaviour = CLOUDS[state]
         print(cloud.url, flush=True)
-        while True:
-            await asyncio.sleep(3600)
+        await asyncio.Event().wait()
 
 
 async def observe(runtime: Runtime, catalogue: Elsewhere, url: str, seconds: float, folder: Path) -> Seconds:
@@ -139,10 +138,11 @@ async def observe(runtime: Runtime, catalogue: Elsewhere, url: str, seconds: flo
         async def other(model: str) -> None:
             found.others[f"{model} by {await ask(model)}"] += 1
 
+        def step() -> None:
+            others.update(asyncio.create_task(other(model)) for model in ("elsewhere", "doubt"))
+
         until = time.perf_counter() + seconds
-        pacer = asyncio.create_task(
-            _pace(lambda: [others.add(asyncio.create_task(other(m))) for m in ("elsewhere", "doubt")])
-        )
+        pacer = asyncio.create_task(_pace(step))
         while (started := time.perf_counter()) < until:
             assert await ask("dense") == "edge"
             found.sure.append(time.perf_counter() - started)
