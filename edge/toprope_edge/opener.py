@@ -64,8 +64,8 @@ class Opener:
         self._patience_s = patience_s
         self._thread = Workers(1, "load")
 
-    async def open(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
-        """Read a variant verified, open it and run one row of zeros through it.
+    async def open(self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None) -> Loaded:
+        """Read a variant verified, open it and run one row of zeros through it; None threads are the opener's own number.
 
         Raises:
             IntegrityError: the file is missing or not what its digest says.
@@ -83,7 +83,7 @@ class Opener:
             elif loaded is not None:
                 done.set_result(loaded)
 
-        job = self._thread.submit(lambda: self._open(manifest, variant, engine), settle)
+        job = self._thread.submit(lambda: self._open(manifest, variant, engine, threads or self._threads), settle)
         try:
             async with asyncio.timeout(self._patience_s):
                 return await done
@@ -105,20 +105,22 @@ class Opener:
         """Let the thread end after what it has to do."""
         self._thread.close()
 
-    def _open(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
+    def _open(self, manifest: Manifest, variant: Variant, engine: str, threads: int) -> Loaded:
         chosen = self.engines.get(engine)
         if chosen is None:
             here = ", ".join(sorted(self.engines)) or "none"
             raise RuntimeMissingError(f"the engine {engine} is not on this device; it has {here}", engine=engine)
         if chosen.format != variant.format:
             raise LoadError(f"{engine} opens {chosen.format} files and the variant {variant.name} is {variant.format}")
-        data = self._blobs.read(variant.artifact.sha256)
         before, started = rss(), time.perf_counter()
-        session = chosen.open(data, manifest.inputs, manifest.outputs, threads=self._threads, instances=self._instances)
+        data = self._blobs.read(variant.artifact.sha256)
+        session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=self._instances)
         del data
         loaded = Loaded(manifest, variant, engine, f"{chosen.name}/{chosen.version};{variant.precision}", session)
+        loaded.threads = threads
         _warm(loaded, session)
         loaded.open_s = time.perf_counter() - started
+        trim()  # what opening took for itself is no cost of the session
         loaded.cost = max(rss() - before, variant.artifact.length)
         return loaded
 

@@ -74,3 +74,48 @@ class _GatedSession:
     def close(self) -> None:
         self._gate.closed_sessions += 1
         self._inner.close()
+
+
+class HangingEngine:
+    """A real engine whose calls with `value` do not return, as a driver that waits for dead hardware; never, unless `end`."""
+
+    def __init__(self, inner: Engine, value: float = 13.0) -> None:
+        self._inner = inner
+        self._value = value
+        self.name = inner.name
+        self.format = inner.format
+        self.version = inner.version
+        self.opened = 0
+        self._end = threading.Event()
+
+    def end(self) -> None:
+        """Let the calls that hang return, so that a test leaves no thread behind."""
+        self._end.set()
+
+    def open(
+        self,
+        data: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int = 1,
+        instances: int = 1,
+    ) -> Session:
+        self.opened += 1
+        session = self._inner.open(data, inputs, outputs, threads=threads, instances=instances)
+        return _HangingSession(session, self._value, self._end)
+
+
+class _HangingSession:
+    def __init__(self, inner: Session, value: float, end: threading.Event) -> None:
+        self._inner = inner
+        self._value = value
+        self._end = end
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        if any((array == self._value).any() for array in inputs.values()):
+            self._end.wait()
+        return self._inner.run(inputs)
+
+    def close(self) -> None:
+        self._inner.close()
