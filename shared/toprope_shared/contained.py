@@ -68,43 +68,52 @@ def run_contained(command: Sequence[str], given: bytes, *, wall_s: float) -> End
     Raises:
         ProbeError: the system did not start it, or could not kill it.
     """
+    with selectors.DefaultSelector() as selector:
+        try:
+            child = _start(command)
+        except OSError as error:
+            raise ProbeError(f"the system did not start a child for the try-out: {error}") from error
+        listener = _Listener(child, given, selector)
+        try:
+            hung = not listener.listen(time.monotonic() + wall_s)
+        finally:
+            status = _kill(child)
+            listener.close()
+    return Ended(bytes(listener.said), bytes(listener.tail), status, hung, listener.shouted)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+        env={name: os.environ[name] for name in PASSED_ON if name in os.environ} | FIXED,
+    )
+
+
+def _kill(child: subprocess.Popen[bytes]) -> int:
+    """End a child with all that it started, and return how it ended: one that has ended by itself keeps its exit code."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)  # its number is its own until it is waited for
     try:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-            env={name: os.environ[name] for name in PASSED_ON if name in os.environ} | FIXED,
-        )
-    except OSError as error:
-        raise ProbeError(f"the system did not start a child for the try-out: {error}") from error
-    listener = _Listener(child, given)
-    try:
-        hung = not listener.listen(time.monotonic() + wall_s)
-    finally:
-        # Its number is its own until it is waited for. One that has ended keeps its exit code.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-        listener.close()
-    try:
-        status = child.wait(REAP_S)
+        return child.wait(REAP_S)
     except subprocess.TimeoutExpired as error:  # held inside the system, e.g. by a disk that does not answer
         raise ProbeError(f"the try-out's child {child.pid} can't be killed; look at the disk that it reads") from error
-    return Ended(bytes(listener.said), bytes(listener.tail), status, hung, listener.shouted)
 
 
 class _Listener:
     """Both directions of a child's pipes, without ever waiting for one of them alone."""
 
-    def __init__(self, child: subprocess.Popen[bytes], given: bytes) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], given: bytes, selector: selectors.BaseSelector) -> None:
         self._input, self._output, self._errors = _pipes(child)
         self._left = memoryview(given)
         self.said = bytearray()
         self.tail = bytearray()
         self.shouted = False
-        self._selector = selectors.DefaultSelector()
+        self._selector = selector
         os.set_blocking(self._input.fileno(), False)
         self._selector.register(self._input, selectors.EVENT_WRITE)
         for pipe in (self._output, self._errors):
@@ -144,7 +153,6 @@ class _Listener:
         return bool(data)
 
     def close(self) -> None:
-        self._selector.close()
         for pipe in (self._input, self._output, self._errors):
             pipe.close()
 

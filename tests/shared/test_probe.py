@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_a_child_that_shouts_is_cut_short_and_one_that_complains_is_heard_to_its
 def test_a_child_that_reads_nothing_does_not_hold_the_parent() -> None:
     ended = run_contained([sys.executable, "-c", "pass"], b"x" * (4 << 20), wall_s=PATIENCE_S)
     assert (ended.status, ended.hung) == (0, False)
+
+
+def test_a_parent_that_is_interrupted_leaves_no_child(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    program = (
+        f"import os, signal, time; open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGUSR1); time.sleep(600)"
+    )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_contained([sys.executable, "-c", program], b"", wall_s=PATIENCE_S)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(ProcessLookupError):
+        os.pidfd_open(int(pid.read_text()))
 
 
 def test_a_program_that_does_not_exist_is_no_fault_of_the_file(tmp_path: Path) -> None:
