@@ -28,6 +28,7 @@ from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import routes
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import exception_handlers
+from toprope_shared.trying import Limits, Shadow
 
 MAX_BLOB_BYTES = 2 << 30
 MAX_METADATA_BYTES = 5_000_000
@@ -35,10 +36,18 @@ OnChange = Callable[[], Awaitable[None]]
 
 
 class RolloutBody(BaseModel):
-    """Which release a channel should move to."""
+    """Which release a channel should move to, and by which measures; see `trying.Shadow` and `trying.Limits`."""
 
     model: str
     version: str
+    shadow: dict[str, Any] | None = None
+    limits: dict[str, Any] | None = None
+
+
+class RetryBody(BaseModel):
+    """Which model devices should try once more."""
+
+    model: str
 
 
 def build_app(
@@ -113,7 +122,15 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
     @router.post("/api/rollouts/{channel}", dependencies=guard)
     async def post_rollout(channel: str, body: RolloutBody) -> dict[str, Any]:
         """Move a channel to a release."""
-        rollout = await asyncio.to_thread(registry.roll_out, channel, body.model, body.version)
+        measures = _measures(body)
+        rollout = await asyncio.to_thread(registry.roll_out, channel, body.model, body.version, **measures)
+        await on_change()
+        return {"channel": channel, "version": rollout.version}
+
+    @router.post("/api/rollouts/{channel}/retry", dependencies=guard)
+    async def post_retry(channel: str, body: RetryBody) -> dict[str, Any]:
+        """Let devices that refused a model's release try it once more."""
+        rollout = await asyncio.to_thread(registry.retry, channel, body.model)
         await on_change()
         return {"channel": channel, "version": rollout.version}
 
@@ -140,6 +157,16 @@ def _release(manifest: Manifest, revoked: Mapping[str, str]) -> dict[str, Any]:
         "release_counter": manifest.release_counter,
         "revoked": revoked.get(manifest.path, ""),
     }
+
+
+def _measures(body: RolloutBody) -> dict[str, Any]:
+    try:
+        return {
+            "shadow": None if body.shadow is None else msgspec.convert(body.shadow, Shadow),
+            "limits": None if body.limits is None else msgspec.convert(body.limits, Limits),
+        }
+    except msgspec.ValidationError as error:
+        raise InputError(f"the shadow or the limits do not fit: {error}") from error
 
 
 def _metadata(registry: Registry, name: str) -> bytes:

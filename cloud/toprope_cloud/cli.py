@@ -14,7 +14,7 @@ __all__ = ["broker_app", "cloud_app", "devices_app", "keys_app"]
 broker_app = typer.Typer(help="The embedded MQTT broker.", no_args_is_help=True)
 cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
 devices_app = typer.Typer(help="What runs where.")
-rollout_app = typer.Typer(help="Watch a channel move to a release.", no_args_is_help=True)
+rollout_app = typer.Typer(help="Watch and help a channel move to a release.", no_args_is_help=True)
 
 
 @broker_app.callback()
@@ -93,7 +93,7 @@ def devices(
 
     from rich.console import Console
 
-    from toprope_cloud.show import fleet_table, reports_table
+    from toprope_cloud.show import choice_tables, fleet_table, reports_table
     from toprope_shared.errors import NotFoundError
 
     found = _get_devices(url)
@@ -107,12 +107,14 @@ def devices(
     console = Console()
     console.print(fleet_table(found))
     if device:
+        for table in choice_tables(found[0]["models"]):
+            console.print(table)
         console.print(reports_table(found[0]["reports"]))
 
 
 @rollout_app.callback()
 def rollout_group() -> None:
-    """Watch a channel move to a release."""
+    """Watch and help a channel move to a release."""
 
 
 @rollout_app.command("watch")
@@ -135,21 +137,44 @@ def rollout_watch(
         raise typer.Exit(1)
 
 
+@rollout_app.command("retry")
+def rollout_retry(
+    channel: str = typer.Argument(help="The channel."),
+    model: str = typer.Argument(help="The model whose release is tried again."),
+    url: str = typer.Option("http://127.0.0.1:8000", help="The cloud's address."),
+    keys: Path = typer.Option(None, help="Folder with the operator's token; the keys below TOPROPE_HOME by default."),
+) -> None:
+    """Let devices that refused the channel's release of a model try it once more; the word is signed into the rollout."""
+    from toprope_cloud.keys import Keyring
+    from toprope_cloud.layout import Layout
+    from toprope_shared.settings import home
+
+    token = Keyring(keys or Layout(home()).keys).token()
+    rollout = _ask("POST", url, f"/api/rollouts/{channel}/retry", token=token, body={"model": model})
+    typer.echo(f"rollout {rollout['version']} of {channel}: devices that refused its release of {model} try it once more")
+
+
 def _get_devices(url: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = _get(url, "/api/devices")["devices"]
     return rows
 
 
 def _get(url: str, path: str) -> dict[str, Any]:
+    return _ask("GET", url, path)
+
+
+def _ask(method: str, url: str, path: str, *, token: str = "", body: Any = None) -> dict[str, Any]:
     import urllib3
 
-    from toprope_shared.errors import LinkError, NotFoundError
+    from toprope_shared.errors import InputError, LinkError, NotFoundError
 
+    headers = {"Authorization": f"Bearer {token}"} if token else None
     try:
-        answer = urllib3.request("GET", url.rstrip("/") + path, timeout=10.0, retries=False)
-        body: dict[str, Any] = answer.json()
+        answer = urllib3.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=10.0, retries=False)
+        said: dict[str, Any] = answer.json()
     except (urllib3.exceptions.HTTPError, ValueError) as error:
         raise LinkError(f"the cloud at {url} does not answer: {error}") from error
     if answer.status != 200:
-        raise NotFoundError(str(body.get("error", f"the cloud answered {answer.status}")))
-    return body
+        sentence = str(said.get("error", f"the cloud answered {answer.status}"))
+        raise NotFoundError(sentence) if answer.status == 404 else InputError(sentence)
+    return said

@@ -16,6 +16,7 @@ from toprope_shared.messages import DesiredRelease, Rollout, decode
 from toprope_shared.revocation import COUNTER, FLOOR, REVOKED, floors, revoked_because
 from toprope_shared.topics import check_level
 from toprope_shared.trust import MODELS, ROLLOUTS, counter_of
+from toprope_shared.trying import Limits, Shadow
 
 ACTIVATE_WITHIN_S = 30 * 24 * 3600
 
@@ -97,8 +98,17 @@ class Registry:
         """Return the channels that have a rollout."""
         return [path.removeprefix("rollouts/").removesuffix(".json") for path in self.metadata.targets(ROLLOUTS).targets]
 
-    def roll_out(self, channel: str, model: str, version: str) -> Rollout:
+    def roll_out(
+        self, channel: str, model: str, version: str, *, shadow: Shadow | None = None, limits: Limits | None = None
+    ) -> Rollout:
         """Sign the next rollout of a channel: this release for its model, the others as they are.
+
+        Args:
+            channel: the channel.
+            model: the release's model.
+            version: the release's version.
+            shadow: how long devices let it see live inputs before it may answer; None is what their settings say.
+            limits: what it may do worse than the release before it; None is the usual.
 
         Raises:
             NotFoundError: no such signed release.
@@ -106,9 +116,25 @@ class Registry:
         """
         check_level(channel, "the channel")
         with self._rolling:  # two requests at once must not both make the next version of what they have read
-            return self._roll_out(channel, model, version)
+            release = self._signed(model, version)
+            more = msgspec.structs.replace(release, shadow=shadow, limits=limits or Limits())
+            return self._sign(channel, more)
 
-    def _roll_out(self, channel: str, model: str, version: str) -> Rollout:
+    def retry(self, channel: str, model: str) -> Rollout:
+        """Sign the next rollout of a channel, with which devices that refused its release of a model try it once more.
+
+        Raises:
+            NotFoundError: the channel names no release of the model.
+        """
+        check_level(channel, "the channel")
+        with self._rolling:
+            current = self.rollout(channel)
+            named = next((one for one in current[0].releases if one.model == model), None) if current else None
+            if named is None:
+                raise NotFoundError(f"the channel {channel} has no rollout of a model {model}")
+            return self._sign(channel, msgspec.structs.replace(named, retry=named.retry + 1))
+
+    def _signed(self, model: str, version: str) -> DesiredRelease:
         signed = self.metadata.targets(MODELS).targets
         target = signed.get(f"models/{model}/{version}/manifest.json")
         if target is None:
@@ -116,9 +142,11 @@ class Registry:
         why = self.revoked().get(target.path)
         if why is not None:
             raise InputError(f"the release {model} {version} is not rolled out any more: {why}; choose another")
-        release = DesiredRelease(model, version, counter_of(target), target.hashes["sha256"], target.length)
+        return DesiredRelease(model, version, counter_of(target), target.hashes["sha256"], target.length)
+
+    def _sign(self, channel: str, release: DesiredRelease) -> Rollout:
         current = self.rollout(channel)
-        others = tuple(one for one in current[0].releases if one.model != model) if current else ()
+        others = tuple(one for one in current[0].releases if one.model != release.model) if current else ()
         rollout = Rollout(
             schema=1,
             channel=channel,

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from tuf.api.metadata import TargetFile
 
 from toprope_edge.catalogue import SignedCatalogue
+from toprope_edge.choosing import thread_options
 from toprope_edge.cloud_way import open_way
 from toprope_edge.download import Downloader
 from toprope_edge.http_road import HttpRoad
@@ -43,6 +44,7 @@ from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.topics import Topics
 from toprope_shared.trust import TrustClient, Verdict, verify_target
+from toprope_shared.trying import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ class Agent:
         self._runtime = Runtime(
             self._engines,
             self._blobs,
-            threads=settings.threads,
+            threads=settings.threads or 1,
             memory_budget=settings.memory_budget,
             pinned=settings.pinned,
             inline_s=settings.quick_us / 1_000_000,
@@ -136,6 +138,8 @@ class Agent:
             changed=self._changed.set,
             probation=probation,
             watched=self._watched,
+            threads=thread_options(settings.threads),
+            shadow=Shadow(settings.shadow_calls, settings.shadow_seconds) if settings.shadow_calls else None,
         )
 
     def _make_trust(self, folder: Path, root: bytes) -> tuple[TrustClient, TrustKeeper]:

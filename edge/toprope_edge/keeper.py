@@ -69,14 +69,14 @@ class Keeper:
         self._told = told
         self._closed = False
 
-    async def open(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
+    async def open(self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None) -> Loaded:
         """Open a variant within the budget; see `Runtime.prepare`."""
         title = f"{manifest.model} {manifest.version} ({variant.name})"
         artifact = variant.artifact
         expected = self._memory.expected(artifact.sha256, artifact.length)
         self._memory.require(title, manifest.model, expected, self._models.values())
         self._make_room(expected, manifest.model)
-        loaded = await self._opener.open(manifest, variant, engine)
+        loaded = await self._opener.open(manifest, variant, engine, threads)
         self._memory.learn(loaded)
         loaded.used = self._clock.steady()
         try:
@@ -167,7 +167,7 @@ class Keeper:
 
     async def _reopen(self, held: Held, loaded: Loaded) -> None:
         try:
-            fresh = await self.open(loaded.manifest, loaded.variant, loaded.engine)
+            fresh = await self.open(loaded.manifest, loaded.variant, loaded.engine, loaded.threads)
         except DeviceError as error:
             loaded.opening = None
             if not isinstance(error, OverBudgetError) and loaded is held.active:

@@ -28,6 +28,7 @@ class Loaded:
         in_flight: calls whose thread has not ended yet.
         retired: whether it is closed as soon as nothing is in flight.
         session: what runs; None while it is closed to make room, or replaced after a call that hung.
+        threads: worker threads inside one call; None where nobody said.
         cost: bytes of memory that it takes.
         open_s: seconds that opening and warming took.
         row_s: seconds that a call of one row takes, infinite when it is not known.
@@ -47,6 +48,7 @@ class Loaded:
     failures: int = 0
     in_flight: int = 0
     retired: bool = False
+    threads: int | None = None
     cost: int = 0
     open_s: float = 0.0
     row_s: float = math.inf

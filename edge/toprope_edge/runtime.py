@@ -122,8 +122,11 @@ class Runtime:
             self.forget(model)
         self._keeper.stop()
 
-    async def prepare(self, manifest: Manifest, variant: Variant, engine: str) -> Loaded:
+    async def prepare(self, manifest: Manifest, variant: Variant, engine: str, *, threads: int | None = None) -> Loaded:
         """Open a variant beside whatever runs: bytes verified, one row of zeros through it, all in a worker thread.
+
+        Args:
+            threads: worker threads inside one call; None is the runtime's own number.
 
         Raises:
             IntegrityError: the file is missing or not what its digest says.
@@ -131,7 +134,7 @@ class Runtime:
             OverBudgetError: it does not fit into the memory budget (a `LoadError`).
             LoadError: the engine does not open the file, or does not come back from it.
         """
-        return await self._keeper.open(manifest, variant, engine)
+        return await self._keeper.open(manifest, variant, engine, threads)
 
     def switch(self, loaded: Loaded) -> Loaded | None:
         """Make a prepared session the active one of its model and return what a roll back would return to.

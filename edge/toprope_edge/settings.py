@@ -42,7 +42,9 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         enrolment: folder with credentials.json and root.json; empty is devices/<device> below TOPROPE_HOME.
         state: folder of everything that the agent writes; empty is `state` in the enrolment.
         probation_calls, probation_seconds: when a new model is kept: after so many calls, or so many seconds.
-        threads: engine threads in one call.
+        threads: engine threads in one call; 0 is what does best in the try-out.
+        shadow_calls, shadow_seconds: how long a candidate sees live inputs before it may answer, where the rollout does not
+            say; 0 calls are no shadow.
         memory_budget: MiB that all open models may take together; 0 is no limit. The least recently used make room.
         pinned: models that are never closed to make room.
         quick_us: a call that is expected to take fewer microseconds runs on the event loop; 0 is none.
@@ -70,7 +72,9 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: str = ""
     probation_calls: int = 20
     probation_seconds: float = 60.0
-    threads: int = 1
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    shadow_calls: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    shadow_seconds: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     memory_budget: Annotated[int, msgspec.Meta(ge=0)] = 0
     pinned: tuple[str, ...] = ()
     quick_us: Annotated[int, msgspec.Meta(ge=0)] = 300

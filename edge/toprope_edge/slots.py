@@ -54,7 +54,7 @@ class Slots:
         try:
             manifest = parse(self._blobs.read(slot.manifest_sha256))
             variant = find_variant(manifest, slot.variant)
-            self._runtime.switch(await self._runtime.prepare(manifest, variant, slot.engine))
+            self._runtime.switch(await self._runtime.prepare(manifest, variant, slot.engine, threads=slot.threads))
         except (DeviceError, InputError) as error:
             self._broken(model, slot, manifest, error)
             return False

@@ -268,7 +268,7 @@ class Steps:
         best = _best(walk.update)
         manifest = read_manifest(self._blobs, walk.release)
         variant = find_variant(manifest, best.variant)
-        return await self._runtime.prepare(manifest, variant, best.engine)
+        return await self._runtime.prepare(manifest, variant, best.engine, threads=best.threads)
 
     def _not_now(self, rollout: Rollout | None) -> str:
         """Return why nothing is activated now; "" when it may be. No reason is the release's fault."""
