@@ -44,7 +44,7 @@ from toprope_shared.trusted import MetadataSource, Refreshed, TrustedMetadata, V
 BOOTSTRAP, GENERATIONS, JOURNAL = "bootstrap", "generations", "journal.sqlite"
 DEVICE = "conformance"
 # Whatever is read was published just before, so patience only has to outlast a busy machine.
-START_S, PATIENCE_S = 60.0, 30.0
+START_S, PATIENCE_S, LOOK_S = 60.0, 30.0, 0.02
 T = TypeVar("T")
 ReadTarget = Callable[[str, int], bytes]
 
@@ -108,17 +108,48 @@ async def broker(root: bytes) -> AsyncIterator[tuple[str, Credentials, Credentia
         files = BrokerFiles(layout)
         folder = files.enroll(DEVICE)
         device = msgspec.json.decode((folder / "credentials.json").read_bytes(), type=Credentials)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = int(sock.getsockname()[1])
-        config = files.write_config("127.0.0.1", port)
-        quiet = asyncio.subprocess.DEVNULL
-        process = await asyncio.create_subprocess_exec(binary(), "--config", str(config), stdout=quiet, stderr=quiet)
+        process, port = await started(files)
         try:
             yield f"mqtt://127.0.0.1:{port}", files.cloud(), device
         finally:
-            process.kill()
+            if process.returncode is None:
+                process.kill()
             await process.wait()
+
+
+async def started(files: BrokerFiles) -> tuple[asyncio.subprocess.Process, int]:
+    """Start the broker on a free port; on another one when somebody was quicker to take it.
+
+    Raises:
+        TimeoutError: it does not listen within `START_S`.
+    """
+    quiet = asyncio.subprocess.DEVNULL
+    async with asyncio.timeout(START_S):
+        while True:
+            with socket.socket() as sock:
+                sock.bind(("127.0.0.1", 0))
+                port = int(sock.getsockname()[1])
+            config = files.write_config("127.0.0.1", port)
+            process = await asyncio.create_subprocess_exec(binary(), "--config", str(config), stdout=quiet, stderr=quiet)
+            try:
+                if await listens(process, port):
+                    return process, port
+            except asyncio.CancelledError:
+                process.kill()
+                raise
+
+
+async def listens(process: asyncio.subprocess.Process, port: int) -> bool:
+    """Wait until a process answers on its port; False when it has ended before."""
+    while process.returncode is None:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(LOOK_S)
+            continue
+        writer.close()
+        return True
+    return False
 
 
 async def over_mqtt(root: bytes, url: str, work: Callable[[MetadataSource, ReadTarget], bool]) -> bool:
