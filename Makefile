@@ -21,6 +21,7 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.push $(if $(QUICK),--quick) $(ONLY)
 	$(if $(QUICK),,$(BIN)/python -m tests.benchmarks.page)
+	$(if $(QUICK),,for one in overhead swap start; do $(BIN)/python -m tests.benchmarks.edge.$$one || exit 1; done)
 
 # Every seed of the faults: kills, cuts, delays, full disks; `make test` runs some of each.
 test-faults: $(READY)

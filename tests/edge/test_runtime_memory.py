@@ -113,7 +113,12 @@ async def test_a_model_that_is_asked_by_many_at_once_is_opened_once(
     assert asleep(runtime) == {"one"}
     reads: list[str] = []
     real = blobs.read
-    monkeypatch.setattr(blobs, "read", lambda digest: (reads.append(digest), real(digest))[1])
+
+    def read(digest: str) -> bytes:
+        reads.append(digest)
+        return real(digest)
+
+    monkeypatch.setattr(blobs, "read", read)
     ran = await asyncio.gather(*(runtime.run("one", X) for _ in range(5)))
     assert [one.outputs["y"][0, 0] for one in ran] == [6] * 5
     assert len(reads) == 1

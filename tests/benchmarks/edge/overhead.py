@@ -1,6 +1,6 @@
 """Prints what a call through the runtime costs over the bare engine, on a tiny ONNX and a tiny TFLite model, side by side.
 
-    python tests/benchmarks/edge/overhead.py [--rounds 30] [--calls 400]
+    python -m tests.benchmarks.edge.overhead [--rounds 30] [--calls 400]
 
 Bare is what a program without toprope does: `session.run` of onnxruntime, the signature's runner of the TFLite interpreter.
 The ways take turns in every round, so that the machine's moods meet all of them; what counts is the median over the rounds

@@ -1,6 +1,6 @@
 """Prints what swapping a model costs those who are being answered: 1 ms ticks of the event loop, requests, and memory.
 
-    python tests/benchmarks/edge/swap.py [--swaps 100] [--sizes small,medium] [--engines onnxruntime,litert]
+    python -m tests.benchmarks.edge.swap [--swaps 100] [--sizes small,medium] [--engines onnxruntime,litert]
 
 Two clients ask without a pause, on uvloop as in the agent. Blocks without swaps and blocks with swaps take turns, so that the
 machine's moods meet both; the figures are over all blocks of a kind. A tick's latency is how late a timer of 1 ms rings.

@@ -1,0 +1,132 @@
+"""Prints how long `toprope edge run` takes from its start to its first answer, and its memory beside the bare engine's.
+
+    python -m tests.benchmarks.edge.start [--starts 5] [--sizes tiny,medium]
+
+A broker, a cloud and a device are started by their commands, a release is rolled out, and everything is stopped. Then the agent
+alone is started again and again: no broker, no cloud, the model on disk. Its bare counterpart is a Python process that imports
+numpy and the engine, opens the same file and answers once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import urllib3
+from tests.benchmarks.edge import subjects
+from tests.journeys.conftest import TOPROPE, World, free_port, write_bundle
+
+from toprope_shared.blobs import Blobs
+
+ENGINE = "onnxruntime"
+PATIENCE_S = 60.0
+POLL_S = 0.005
+GOAL_S = 1.0
+GOAL_RSS = 1.5
+MIB = 1 << 20
+
+_BARE = """
+import sys
+import numpy as np
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+session.run(["y"], {"x": np.ones((1, int(sys.argv[2])), np.float32)})
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+
+
+def prepare(world: World, size: str) -> Path:
+    """Bring a release of one model to the device, stop everything and return the model's file."""
+    world.broker()
+    world.cloud()
+    world.device("dev-1", "--engines", ENGINE)
+    blobs, folder = Blobs(world.home / "made"), world.home / "bundle"
+    folder.mkdir()
+    manifest, _ = subjects.release(blobs, ENGINE, size)
+    write_bundle(folder, manifest, blobs)
+    world.command("release", "publish", str(folder), "--cloud", f"http://127.0.0.1:{world.ports['cloud']}")
+    world.until(lambda: world.running("dev-1", size) == ("1.0.0", "COMMITTED"), "the device to run it")
+    for name in ("dev-1", "cloud", "broker"):
+        world.kill(name, signal.SIGTERM)
+    return blobs.path(manifest.variants[0].artifact.sha256)
+
+
+def start(world: World, size: str) -> tuple[float, float, float]:
+    """Start the agent; return seconds to the first answer, its processor seconds until then, and its RSS in MiB."""
+    port = free_port()
+    words = [TOPROPE, "edge", "run", "--device", "dev-1", "--port", str(port), "--engines", ENGINE]
+    words += ["--broker", world.broker_url, "--cloud", "none"]
+    body = {"inputs": [{"name": "x", "shape": [1, subjects.WIDTHS[size][0]], "datatype": "FP32"}]}
+    body["inputs"][0]["data"] = [1.0] * subjects.WIDTHS[size][0]
+    http = urllib3.PoolManager(retries=False, timeout=PATIENCE_S)
+    began = time.perf_counter()
+    with (world.home / "starts.log").open("ab") as log:
+        process = subprocess.Popen(words, env={**os.environ, "TOPROPE_HOME": str(world.home)}, stdout=log, stderr=log)
+    try:
+        while True:
+            try:
+                answer = http.request("POST", f"http://127.0.0.1:{port}/v2/models/{size}/infer", json=body)
+            except urllib3.exceptions.HTTPError:
+                if process.poll() is not None or time.perf_counter() - began > PATIENCE_S:
+                    raise SystemExit(
+                        f"the agent did not answer: {(world.home / 'starts.log').read_text()[-2000:]}"
+                    ) from None
+                time.sleep(POLL_S)
+                continue
+            if answer.status == 200:
+                return time.perf_counter() - began, _processor_s(process.pid), _rss_mib(process.pid)
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def bare_mib(file: Path, size: str) -> float:
+    """Return the RSS of a process that has nothing but the engine and the model, in MiB."""
+    words = [sys.executable, "-c", _BARE, str(file), str(subjects.WIDTHS[size][0])]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout) / 1024
+
+
+def _rss_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def _processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # Source: proc(5), utime and stime
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--sizes", default="tiny,medium")
+    given = parser.parse_args()
+    for size in given.sizes.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            world = World(Path(folder))
+            try:
+                file = prepare(world, size)
+                starts = [start(world, size) for _ in range(given.starts)]
+                bare = bare_mib(file, size)
+            finally:
+                world.close()
+        seconds, processor, mib = (statistics.median(column) for column in zip(*starts, strict=True))
+        print(
+            f"{size}: first answer after {seconds:.2f} s ({processor:.2f} s of processor; goal {GOAL_S:g} s: "
+            f"{'held' if seconds < GOAL_S else 'MISSED'}), RSS {mib:.0f} MiB, bare engine {bare:.0f} MiB, "
+            f"{mib / bare:.2f}x (goal {GOAL_RSS:g}x: {'held' if mib <= GOAL_RSS * bare else 'MISSED'})",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
