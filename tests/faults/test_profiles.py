@@ -93,7 +93,7 @@ async def test_no_connection_says_more_than_the_profile_allows_from_the_first_pa
 ) -> None:
     """At every packet, what passed since the start fits the limit; a slow machine only makes the time longer."""
     profile = find_profile(name)
-    artifact = make_artifact(stage.store, 3 * MIB // 4)
+    artifact = make_artifact(stage.store, MIB // 2)
     seen = Recording()
     async with FaultProxy(stage.port, watch=seen.watch) as proxy:
         started = time.monotonic()
