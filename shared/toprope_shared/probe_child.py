@@ -128,7 +128,7 @@ def _verified(path: str, digest: str) -> bytes:
 
 
 def _write(descriptor: int, line: ProbeLine) -> None:
-    with os.fdopen(os.dup(descriptor), "wb") as pipe:
+    with open(descriptor, "wb", closefd=False) as pipe:
         pipe.write(msgspec.json.encode(line) + b"\n")
 
 
