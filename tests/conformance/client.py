@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -43,8 +43,9 @@ from toprope_shared.trusted import MetadataSource, Refreshed, TrustedMetadata, V
 
 BOOTSTRAP, GENERATIONS, JOURNAL = "bootstrap", "generations", "journal.sqlite"
 DEVICE = "conformance"
-# Whatever is read was published just before, so patience only has to outlast a busy machine.
-START_S, PATIENCE_S, LOOK_S = 60.0, 30.0, 0.02
+# Whatever is read was published just before. nats-server acknowledges a retained message a moment before a new subscription
+# finds it, and who subscribes in that moment is told nothing: so it is asked again, with a new subscription, some times.
+START_S, PATIENCE_S, TIMES, LOOK_S = 60.0, 4.0, 10, 0.02
 T = TypeVar("T")
 ReadTarget = Callable[[str, int], bytes]
 
@@ -71,10 +72,16 @@ class Bridge:
             if role != Root.type or version is None:
                 raise LinkError(f"nobody publishes {role} {version or ''}".rstrip()) from None
             self._hint(version - 1)
-            return self._mqtt.get(role, version)
+            return self._read(role, version)
         self._publish(topic_of(self._topics, role, version), data)
         if role == Root.type and version is not None:
             self._hint(version)
+        return self._read(role, version)
+
+    def _read(self, role: str, version: int | None) -> bytes:
+        for _ in range(TIMES - 1):
+            with suppress(LinkError):
+                return self._mqtt.get(role, version)
         return self._mqtt.get(role, version)
 
     def read_target(self, url: str, limit: int) -> bytes:
