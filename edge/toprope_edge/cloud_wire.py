@@ -27,6 +27,9 @@ from toprope_shared.serving.binary import decode_response
 # Below the 5 s after which uvicorn closes an idle connection: whoever closes first does not meet a closed one.
 IDLE_S = 4.0
 RETRY_AFTER_S = 5
+# An answer that has come in so many pieces of fewer bytes than this drips: each of them wakes the event loop that local answers
+# need, so it is given up before its time is over.
+_PIECES, _DRIP_BYTES = 12, 64
 _NO_NETWORK = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
 _CALLERS_FAULT: dict[int, type[RequestError]] = {400: RequestError, 404: NotFoundError, 422: RequestError}
 _OVERLOADED = frozenset({429, 503})
@@ -141,9 +144,12 @@ class CloudWire:
             raise _explain(error, short=left_s <= self._connect_s) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         async for part in response.content.iter_any():
             size += len(part)
+            if len(parts) >= _PIECES and size < len(parts) * _DRIP_BYTES:
+                raise CloudError("the cloud's answer comes in drips and was given up", CloudReason.CLOUD_ERROR)
             if size > self._max_bytes:
                 raise CloudError(f"the cloud's answer has more than {self._max_bytes} bytes", CloudReason.CLOUD_ERROR)
             parts.append(part)

@@ -315,7 +315,7 @@ class Manifest(msgspec.Struct, frozen=True):
         names = [variant.name for variant in self.variants]
         if len(set(names)) != len(names):
             raise ValueError(f"variant names are not unique: {', '.join(names)}")
-        _check_privacy(self.inputs, self.fallback.inputs)
+        check_privacy(self.inputs, self.fallback.inputs)
 
     @property
     def path(self) -> str:
@@ -354,8 +354,12 @@ def encode(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
-def _check_privacy(inputs: tuple[TensorSpec, ...], words: tuple[InputPrivacy, ...]) -> None:
-    """Raise ValueError when the words on single inputs contradict the inputs or themselves."""
+def check_privacy(inputs: tuple[TensorSpec, ...], words: tuple[InputPrivacy, ...]) -> None:
+    """Hold a release's words on single inputs against the inputs.
+
+    Raises:
+        ValueError: they contradict them, or themselves.
+    """
     specs = {spec.name: spec for spec in inputs}
     if len({word.input for word in words}) != len(words):
         raise ValueError("fallback.inputs names an input more than once")

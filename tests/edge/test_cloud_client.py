@@ -16,6 +16,7 @@ from tests.fakes.clouds import FakeCloud, Seen, answer, black_hole, closed_port,
 
 from toprope_edge.breaker import Breaker, State
 from toprope_edge.cloud_client import CloudClient, CloudError
+from toprope_edge.throttle import Throttle
 from toprope_shared.clock import SystemClock
 from toprope_shared.errors import NotFoundError, RequestError
 from toprope_shared.inference import CloudReason, InferenceRequest, Origin
@@ -130,6 +131,33 @@ async def test_a_dripping_answer_ends_with_the_time_for_the_whole_call(cloud: Fa
     cloud.behaviour = drip
     async with CloudClient(cloud.url, steady(), total_s=0.1) as client:
         assert (await failure(client)).reason is CloudReason.CLOUD_TIMEOUT
+
+
+async def test_a_dripping_answer_is_given_up_before_its_time_is_over(cloud: FakeCloud) -> None:
+    cloud.behaviour = drip
+    async with CloudClient(cloud.url, steady(), total_s=60) as client:
+        error = await failure(client)
+    assert error.reason is CloudReason.CLOUD_ERROR
+    assert "comes in drips" in str(error)
+
+
+async def test_an_answer_in_many_pieces_of_some_size_is_read_to_its_end(cloud: FakeCloud) -> None:
+    async def piecemeal(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        whole = bytearray()
+        kept, writer.write = writer.write, whole.extend  # type: ignore[method-assign, assignment]
+        await answer(seen, writer)
+        writer.write = kept  # type: ignore[method-assign]
+        head = bytes(whole).index(b"\r\n\r\n") + 4
+        writer.write(bytes(whole[:head]))
+        for start in range(head, len(whole), 100):
+            writer.write(bytes(whole[start : start + 100]))
+            await writer.drain()
+            await asyncio.sleep(0.002)
+
+    cloud.behaviour = piecemeal
+    async with CloudClient(cloud.url, steady(), total_s=60) as client:
+        response = await client.infer(question(rows=1000))
+    assert response.outputs["y"].shape == (1000, 1)
 
 
 async def test_a_silent_cloud_ends_with_the_callers_time(cloud: FakeCloud) -> None:
@@ -286,6 +314,29 @@ async def test_a_busy_cloud_is_left_alone_for_as_long_as_it_asks(cloud: FakeClou
     assert error.reason is CloudReason.CLOUD_OVERLOADED
     assert error.retry_after_s == 17
     assert len(cloud.posts) == 1
+
+
+async def test_a_retry_after_that_is_a_date_is_read_against_the_clouds_own_clock(cloud: FakeCloud) -> None:
+    headers = {"Date": "Wed, 21 Oct 2026 07:27:30 GMT", "Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}
+    cloud.behaviour = says(503, headers=headers)
+    async with CloudClient(cloud.url, steady()) as client:
+        assert (await failure(client)).retry_after_s == 30
+
+
+async def test_a_cloud_that_turns_calls_away_is_sent_fewer_even_after_the_time_that_it_asked_for(cloud: FakeCloud) -> None:
+    clock = ManualClock()
+    cloud.behaviour = says(503, headers={"Retry-After": "1"})
+    chances = iter([0.6, 0.6])
+    throttle = Throttle(clock, rng=lambda: next(chances))
+    async with CloudClient(cloud.url, Breaker(clock), clock=clock, throttle=throttle) as client:
+        await failure(client)
+        clock.advance(2)
+        await failure(client)
+        clock.advance(2)
+        error = await failure(client)
+    assert error.reason is CloudReason.CLOUD_OVERLOADED
+    assert "turned many of the last calls away" in str(error)
+    assert len(cloud.posts) == 2
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-3", "Wed, 21 Oct 2026 07:28:00 GMT", "9" * 40])

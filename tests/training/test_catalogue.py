@@ -27,6 +27,11 @@ def test_a_built_in_recipe_is_found_by_its_name(name: str) -> None:
     ("old", "new", "sentence"),
     [
         ("    privacy = Privacy.NONE\n", "", "does not say its privacy; privacy is how much"),
+        (
+            "    privacy = Privacy.NONE\n",
+            "    import toprope_shared.manifest as m\n    privacy, input_privacy = m.Privacy.NONE, (m.InputPrivacy('text'),)\n",
+            "its input_privacy: fallback.inputs names 'text'; the inputs are ",
+        ),
         ('name = "sum"', 'name = "a sum"', "its name 'a sum' does not fit"),
         ("(-1, 1)", "(-1, -1)", r"'total' has shape \[-1, -1\]; only the first"),
         ('("tflite-float32", "onnx-float32")', '("tflite-int4",)', "variants tflite-int4 are not among"),

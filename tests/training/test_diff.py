@@ -15,7 +15,7 @@ from tests.fakes.reports import replace
 from typer.testing import CliRunner
 
 from toprope_shared.errors import InputError
-from toprope_shared.manifest import Gate, Manifest, Metric, Placement, Privacy, Tokenizer
+from toprope_shared.manifest import Gate, InputPrivacy, Manifest, Metric, Placement, Privacy, Tokenizer
 from toprope_shared.tensors import TensorSpec
 from toprope_training import diff
 from toprope_training.cli import release_app
@@ -109,6 +109,10 @@ ROWS: list[tuple[Manifest, list[tuple[Any, ...]]]] = [
     (with_tokenizer(None), [("preprocessing", "text tokenizer", "3 tokens", None, "removed")]),
     (replace(BASE, preprocessing=BASE.preprocessing[:1]), [("preprocessing", "text", "words", None, "removed")]),
     (with_field("fallback", privacy=Privacy.FULL), [("fallback", "privacy", "features", "full", "")]),
+    (
+        with_field("fallback", inputs=(InputPrivacy("image", Privacy.REDACTED, 0, made_by="bones"),)),
+        [("fallback", "input image", None, "redacted, fill 0, made by bones", "added")],
+    ),
     (with_field("golden", rows=9), [("golden", "rows", 8, 9, "")]),
     (with_field("provenance", seed=4), [("provenance", "seed", 3, 4, "")]),
     (with_field("provenance", recipe="mine"), [("provenance", "recipe", "digits", "mine", "")]),

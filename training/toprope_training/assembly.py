@@ -122,7 +122,7 @@ class Assembly:
             variants=tuple(finished),
             golden=Golden(artifact, rows, self.terms.stacked),
             metric=self.terms.metric,
-            fallback=Fallback(self.terms.privacy, self.terms.deadline_ms),
+            fallback=Fallback(self.terms.privacy, self.terms.deadline_ms, self.terms.input_privacy),
             provenance=provenance,
             labels=self.terms.labels,
             gates=self.receipts.of([variant.name for variant in finished]),

@@ -19,7 +19,7 @@ from types import ModuleType
 import msgspec
 
 from toprope_shared.errors import InputError, TopropeError
-from toprope_shared.manifest import Metric, Privacy, Slug
+from toprope_shared.manifest import Metric, Privacy, Slug, check_privacy
 from toprope_training.recipe import Recipe
 from toprope_training.variants import FLOAT32, PARITY_LIMITS_PPM, TEACHERS, VARIANTS, format_of, precision_of, sibling
 
@@ -137,6 +137,10 @@ def _mistakes(recipe: Recipe) -> list[str]:
         found.append(f"its name {recipe.name!r} does not fit: {error}")
     if not isinstance(recipe.privacy, Privacy) or not isinstance(recipe.metric, Metric):
         found.append("privacy must be a Privacy and metric a Metric of toprope_shared.manifest")
+    try:
+        check_privacy(recipe.inputs, recipe.input_privacy)
+    except ValueError as error:
+        found.append(f"its input_privacy: {error}")
     for spec in (*recipe.inputs, *recipe.outputs):
         if not spec.shape or -1 in spec.shape[1:]:
             found.append(f"tensor {spec.name!r} has shape {list(spec.shape)}; only the first dimension may be -1")

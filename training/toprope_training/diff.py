@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from toprope_shared.manifest import Calibration, Gate, Manifest, Preprocessing, Tokenizer, Variant
+from toprope_shared.manifest import Calibration, Fallback, Gate, Manifest, Preprocessing, Tokenizer, Variant
 from toprope_shared.tensors import TensorSpec
 from toprope_training import show
 
@@ -74,6 +74,7 @@ def compare(before: Manifest, after: Manifest) -> Comparison:
         *_gates(before, after),
         *_preprocessing(before.preprocessing, after.preprocessing),
         *_fields("fallback", "", before.fallback, after.fallback, ("privacy", "deadline_ms")),
+        *_mapping("fallback", "input ", _words(before.fallback), _words(after.fallback)),
         *_golden(before, after),
         *_provenance(before, after),
     )
@@ -269,6 +270,19 @@ def _mapping(part: str, prefix: str, before: Mapping[str, Value], after: Mapping
         note = "added" if name not in before else "removed" if name not in after else ""
         if note or before[name] != after[name]:
             yield Difference(part, prefix + name, before.get(name), after.get(name), note)
+
+
+def _words(fallback: Fallback) -> dict[str, Value]:
+    return {
+        word.input: ", ".join(
+            [
+                str(word.privacy),
+                *([f"fill {word.fill!r}"] if word.fill is not None else []),
+                *([f"made by {word.made_by}"] if word.made_by else []),
+            ]
+        )
+        for word in fallback.inputs
+    }
 
 
 def percent(before: float, after: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from toprope_shared.manifest import Metric, Placement, Preprocessing, Privacy
+from toprope_shared.manifest import InputPrivacy, Metric, Placement, Preprocessing, Privacy
 from toprope_shared.tensors import Array, Tensors, TensorSpec
 from toprope_training.metrics import accuracy, hit_rate, mean_squared_error
 from toprope_training.variants import PARITY_LIMITS_PPM, VARIANTS
@@ -64,6 +64,7 @@ class Recipe(ABC):
             jump, such as the indices beside top scores: the metric judges those.
         metric: what `score` returns and which way is better.
         privacy: how much of a request may leave the device; there is no default, the author must choose.
+        input_privacy: more about single inputs: what stands for one that is redacted, which never leave; see `InputPrivacy`.
         deadline_ms: how long a caller waits for the fallback unless it says otherwise.
         accuracy_budget: how much worse than the Keras reference a variant's metric may be.
         required: the worst metric that the reference itself may have; None is any.
@@ -91,6 +92,7 @@ class Recipe(ABC):
     compared: ClassVar[tuple[str, ...]] = ()
     metric: ClassVar[Metric]
     privacy: ClassVar[Privacy]
+    input_privacy: ClassVar[tuple[InputPrivacy, ...]] = ()
     deadline_ms: ClassVar[int] = 2000
     accuracy_budget: ClassVar[float]
     required: ClassVar[float | None] = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from toprope_shared.manifest import Metric, Placement, Preprocessing, Privacy
+from toprope_shared.manifest import InputPrivacy, Metric, Placement, Preprocessing, Privacy
 from toprope_shared.tensors import TensorSpec
 from toprope_training import variants
 from toprope_training.recipe import Recipe
@@ -42,6 +42,7 @@ class Terms(msgspec.Struct, frozen=True):
     logits: bool
     alpha: float
     preprocessing: tuple[Preprocessing, ...] = ()
+    input_privacy: tuple[InputPrivacy, ...] = ()
     stacked: bool = False
     lenient: bool = False
     demanded: tuple[str, ...] = ()
@@ -68,6 +69,7 @@ def of_recipe(recipe: Recipe) -> Terms:
         labels=(),
         metric=recipe.metric,
         privacy=recipe.privacy,
+        input_privacy=recipe.input_privacy,
         deadline_ms=recipe.deadline_ms,
         accuracy_budget=recipe.accuracy_budget,
         required=recipe.required,
