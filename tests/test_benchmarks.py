@@ -20,7 +20,7 @@ def table(name: str = "push/window", cell: str = "1.25") -> Table:
 
 def report(*tables: Table, cores: str = "2") -> Report:
     """Return a report of these tables."""
-    return Report((("cores", cores),), "2026-11-23", tables)
+    return Report((("cores", cores),), "2026-11-23", 0.0, tables)
 
 
 def test_every_benchmark_has_its_place_on_the_page_and_the_machine_too() -> None:

@@ -48,6 +48,7 @@ def as_markdown(table: Table) -> str:
 
 def _machine(report: Report) -> str:
     lines = ["| measured on | |", "|---|---|", f"| day | {report.day} |"]
+    lines += [f"| load average before | {report.load:.1f} (0 is a machine for itself alone) |"]
     return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in report.machine), ""])
 
 

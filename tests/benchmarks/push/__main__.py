@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -35,12 +36,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run, not how fast it is")
     parser.add_argument("names", nargs="*", choices=[*BENCHES, []], metavar="name", help=", ".join(BENCHES))
     words = parser.parse_args()
-    tables = []
+    tables, load = [], os.getloadavg()[0]
     for name in words.names or BENCHES:
         print(f"{name}:", flush=True)
         tables.append(asyncio.run(_timed(name, quick=words.quick)))
         print(f"\n{tables[-1]}\n", flush=True)
-        keep(KEPT_QUICK if words.quick else KEPT, Report(machine(), today(), tuple(tables)))
+        keep(KEPT_QUICK if words.quick else KEPT, Report(machine(), today(), load, tuple(tables)))
     missed = [goal.text for table in tables for goal in table.goals if goal.held is False]
     print("\n  ".join(["goals missed:", *missed]) if missed else "every goal that was measured is held")
 
