@@ -142,8 +142,11 @@ class Keeper:
         session = loaded.fall_asleep()
         if session is not None:
             self.close(session)
+        if loaded is not held.active:  # the standby: it is opened again when it is needed
+            logger.warning("a call of %s did not return; its session is closed", loaded.title)
+            return
         too_often = self._quarantine.strike(model, self._clock.steady())
-        if held.standby is not None and loaded is held.active:
+        if held.standby is not None:
             logger.error("%s hangs on probation", loaded.title)
             loaded.condemned = True
             loaded.changed.set()

@@ -14,15 +14,16 @@ from tests.fakes.engines import HangingEngine
 from tests.fakes.releases import tiny_release
 
 from toprope_edge import keeper, workers
+from toprope_edge.opener import Opener
 from toprope_edge.quarantine import Quarantine
 from toprope_edge.runtime import InfeasibleError, Ran, Runtime
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.engines import find_engines
-from toprope_shared.errors import DeadlineError
+from toprope_shared.errors import DeadlineError, LoadError
 from toprope_shared.inference import Reason
 from toprope_shared.manifest import Manifest
-from toprope_shared.tensors import Array
+from toprope_shared.tensors import Array, Tensors
 
 FINE, HANGS = 3.0, 13.0
 PATIENCE_S = 20.0
@@ -157,6 +158,39 @@ async def test_a_hang_on_probation_ends_it_badly(runtime: Runtime, blobs: Blobs)
     assert (await ask(runtime)).outputs["y"][0, 0] == 6
 
 
+async def test_a_former_release_that_hangs_does_not_stop_the_new_one(runtime: Runtime, blobs: Blobs) -> None:
+    old = tiny_release(blobs)
+    await install(runtime, old)
+    standby = runtime.active("double")
+    await install(runtime, tiny_release(blobs, version="2.0.0", counter=2, factor=3.0))
+    assert standby is not None
+    for _ in range(3):
+        fine = await runtime.run("double", x(), only=old)  # opens it again where it was closed
+        assert fine.loaded is standby
+        with pytest.raises(DeadlineError, match="while the engine ran"):
+            await runtime.run("double", x(HANGS), deadline=SystemClock().steady() + 0.02, only=old)
+        async with asyncio.timeout(PATIENCE_S):
+            while standby.in_flight:
+                standby.changed.clear()
+                await standby.changed.wait()
+    assert (await ask(runtime)).outputs["y"][0, 0] == 9
+
+
+async def test_an_engine_that_does_not_come_back_from_opening_holds_no_other_model_up(
+    engine: HangingEngine, blobs: Blobs
+) -> None:
+    opener = Opener({"onnxruntime": engine}, blobs, threads=1, instances=1, patience_s=0.05)
+    manifest = tiny_release(blobs)
+    engine.hangs_open = True
+    with pytest.raises(LoadError, match=r"onnxruntime did not open onnx-float32 of double 1\.0\.0 within 0\.05 s"):
+        await opener.open(manifest, manifest.variants[0], "onnxruntime")
+    waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    opener.close(_Told(waiting))  # done by the thread that took the hung one's place
+    async with asyncio.timeout(PATIENCE_S):
+        await waiting
+    opener.stop()
+
+
 async def test_too_many_hung_threads_quarantine_at_once(
     runtime: Runtime, blobs: Blobs, notices: list[Notice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +208,20 @@ def test_strikes_count_within_the_window_only() -> None:
     assert quarantine.strike("a", 12)
     quarantine.release("a")
     assert not quarantine.strike("a", 13)
+
+
+class _Told:
+    """A session that says when it was closed."""
+
+    def __init__(self, told: asyncio.Future[None]) -> None:
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._told.set_result, None)
 
 
 PROGRAM = """

@@ -86,6 +86,7 @@ class HangingEngine:
         self.format = inner.format
         self.version = inner.version
         self.opened = 0
+        self.hangs_open = False
         self._end = threading.Event()
 
     def end(self) -> None:
@@ -102,6 +103,8 @@ class HangingEngine:
         instances: int = 1,
     ) -> Session:
         self.opened += 1
+        if self.hangs_open:
+            self._end.wait()
         session = self._inner.open(data, inputs, outputs, threads=threads, instances=instances)
         return _HangingSession(session, self._value, self._end)
 
