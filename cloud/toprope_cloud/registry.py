@@ -117,7 +117,7 @@ class Registry:
         check_level(channel, "the channel")
         with self._rolling:  # two requests at once must not both make the next version of what they have read
             release = self._signed(model, version)
-            more = msgspec.structs.replace(release, shadow=shadow, limits=limits or Limits())
+            more = msgspec.structs.replace(release, shadow=shadow, limits=limits)
             return self._sign(channel, more)
 
     def retry(self, channel: str, model: str) -> Rollout:

@@ -29,7 +29,7 @@ from toprope_shared.engines import Session
 from toprope_shared.errors import DeviceError, InputError
 from toprope_shared.manifest import parse
 from toprope_shared.messages import DesiredRelease, Rollout
-from toprope_shared.trying import Shadow, Tried
+from toprope_shared.trying import Limits, Shadow, Tried
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class Steps:
         wanted = walk.release.shadow or self._shadow_wanted or Shadow()
         candidate = await self._open(walk)
         try:
-            verdict = await self._trials.shadow(candidate, wanted, walk.release.limits)
+            verdict = await self._trials.shadow(candidate, wanted, walk.release.limits or Limits())
         finally:
             candidate.retire(_close_beside)
         if verdict.why:
@@ -240,7 +240,7 @@ class Steps:
     async def _on_probation(self, walk: Walk) -> bool:
         release = walk.release
         baseline = msgspec.json.decode(walk.update.baseline, type=Figures) if walk.update.baseline else Figures()
-        verdict = await self._trials.probation(release.model, baseline, release.limits)
+        verdict = await self._trials.probation(release.model, baseline, release.limits or Limits())
         if verdict.why:
             raise TrialError(verdict.text, verdict.details)
         along = Along(text=verdict.text, details=verdict.details, floor=release.release_counter)

@@ -20,7 +20,7 @@ class DesiredRelease(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         retry: a device that has refused the release under a lower number tries it again, once.
         shadow: how long a candidate sees live inputs before it may answer; None is what the device's settings say.
-        limits: what a candidate may do worse than the release before it.
+        limits: what a candidate may do worse than the release before it; None is the usual, `Limits()`.
     """
 
     model: Slug
@@ -30,7 +30,7 @@ class DesiredRelease(msgspec.Struct, frozen=True, omit_defaults=True):
     manifest_length: Count
     retry: Count = 0
     shadow: Shadow | None = None
-    limits: Limits = Limits()
+    limits: Limits | None = None
 
 
 class Rollout(msgspec.Struct, frozen=True):

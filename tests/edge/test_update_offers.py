@@ -84,7 +84,7 @@ async def test_a_signed_retry_lets_a_refused_release_be_tried_again_once(folder:
     async with started(folder, shelf, try_out=try_out) as device:
         for retry in (0, 1):
             device.follow(msgspec.structs.replace(release, retry=retry))
-            await device.until(lambda count=retry + 1: device.told().count("1.0.0 DISCARDED") == count)
+            await device.tells("1.0.0 DISCARDED", retry + 1)
             device.follow(msgspec.structs.replace(release, retry=retry))
             await rest()
             assert device.told().count("1.0.0 OFFERED") == retry + 1

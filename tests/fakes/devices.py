@@ -219,6 +219,10 @@ class Device:
     async def reaches(self, state: str, model: str = "double") -> None:
         await self.until(lambda: self.state(model) == state)
 
+    async def tells(self, told: str, times: int) -> None:
+        """Wait until something has been reported so often."""
+        await self.until(lambda: self.told().count(told) >= times)
+
     async def ask(self, value: float = 3.0, model: str = "double") -> float:
         """Ask a model; it multiplies."""
         inputs = {"x": np.array([[value]], np.float32)}
