@@ -165,6 +165,7 @@ class Steps:
         return True
 
     async def _prechecked(self, walk: Walk) -> bool:
+        self._plans.pop(walk.release.model, None)  # what was found in an earlier life may not hold any more
         plan = await self._plan(walk.release)
         self.enter(walk.release, State.FETCHING, Along(text=self._staging.told(plan)))
         return True
@@ -258,7 +259,7 @@ class Steps:
         return True
 
     async def _plan(self, release: DesiredRelease) -> Plan:
-        """Return what the precheck found; once a process, as long as the release stays the same."""
+        """Return what the precheck found; it is asked again after a restart and for another release."""
         found = self._plans.get(release.model)
         if found is None or found[0] != release.manifest_sha256:
             found = self._plans[release.model] = (release.manifest_sha256, await self._precheck.plan(release))

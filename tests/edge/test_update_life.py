@@ -7,6 +7,7 @@ state is on disk; what the device goes on from is asked right after its next sta
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -31,10 +32,25 @@ QUICK = Shadow(calls=1, seconds=0.01)
 LONG = Probation(seconds=600.0)
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def settled() -> Iterator[Path]:
+    """Bring a device to its first release, once; the tests go on with copies."""
+
+    async def settle(folder: Path) -> None:
+        shelf = Shelf(folder / "shelf")
+        async with started(folder, shelf) as device:
+            device.follow(shelf.release("1.0.0", 1))
+            await device.reaches("1.0.0 COMMITTED")
+
     with quick_folder() as made:
+        asyncio.run(settle(made))
         yield made
+
+
+@pytest.fixture
+def folder(settled: Path) -> Iterator[Path]:
+    with quick_folder() as made:
+        yield Path(shutil.copytree(settled, made / "device"))
 
 
 @pytest.fixture
@@ -45,13 +61,6 @@ def shelf(folder: Path) -> Shelf:
 @pytest.fixture
 def first(shelf: Shelf) -> DesiredRelease:
     return shelf.release("1.0.0", 1)
-
-
-async def settle(folder: Path, shelf: Shelf, first: DesiredRelease) -> None:
-    """Bring a device to its first release."""
-    async with started(folder, shelf) as device:
-        device.follow(first)
-        await device.reaches("1.0.0 COMMITTED")
 
 
 def second(shelf: Shelf, **kind: Any) -> DesiredRelease:
@@ -116,10 +125,7 @@ ON_THE_WAY = [
 
 
 @pytest.mark.parametrize("row", ON_THE_WAY, ids=str)
-async def test_killed_on_the_way_the_device_comes_back_and_finishes(
-    row: Kill, folder: Path, shelf: Shelf, first: DesiredRelease
-) -> None:
-    await settle(folder, shelf, first)
+async def test_killed_on_the_way_the_device_comes_back_and_finishes(row: Kill, folder: Path, shelf: Shelf) -> None:
     newer = second(shelf)
 
     async def live(device: Device) -> None:
@@ -152,7 +158,6 @@ GOING_BACK = [
 async def test_killed_on_the_way_back_the_old_release_answers_and_the_new_one_stays_refused(
     row: Kill, folder: Path, shelf: Shelf, first: DesiredRelease
 ) -> None:
-    await settle(folder, shelf, first)
     newer = second(shelf, brittle=True)
 
     async def live(device: Device) -> None:
@@ -183,8 +188,7 @@ async def fail_it(device: Device) -> None:
 
 
 @pytest.mark.parametrize(("when", "then"), [("before", "FETCHING"), ("after", "DISCARDED")])
-async def test_killed_when_it_is_discarded(when: str, then: str, folder: Path, shelf: Shelf, first: DesiredRelease) -> None:
-    await settle(folder, shelf, first)
+async def test_killed_when_it_is_discarded(when: str, then: str, folder: Path, shelf: Shelf) -> None:
     newer = second(shelf, wrong_golden=True)
 
     async def live(device: Device) -> None:
@@ -200,10 +204,7 @@ async def test_killed_when_it_is_discarded(when: str, then: str, folder: Path, s
 
 
 @pytest.mark.parametrize(("when", "then"), [("before", "1.1.0 PROBATION"), ("after", "1.2.0 OFFERED")])
-async def test_killed_when_it_is_superseded_on_probation(
-    when: str, then: str, folder: Path, shelf: Shelf, first: DesiredRelease
-) -> None:
-    await settle(folder, shelf, first)
+async def test_killed_when_it_is_superseded_on_probation(when: str, then: str, folder: Path, shelf: Shelf) -> None:
     newer, newest = second(shelf), shelf.release("1.2.0", 3, factor=7.0)
 
     async def begin(device: Device) -> None:
@@ -257,10 +258,7 @@ AT_ONCE = [
 
 
 @pytest.mark.parametrize("row", AT_ONCE, ids=lambda row: f"in {row.state}")
-async def test_an_error_before_the_candidate_runs_discards_it(
-    row: Fault, folder: Path, shelf: Shelf, first: DesiredRelease
-) -> None:
-    await settle(folder, shelf, first)
+async def test_an_error_before_the_candidate_runs_discards_it(row: Fault, folder: Path, shelf: Shelf) -> None:
     newer = second(shelf, **dict.fromkeys(row.kind, True))
     async with started(folder, shelf) as device, answering(device):
         row.cause(device, manifest_of(shelf, newer))
@@ -284,7 +282,6 @@ WHEN_ARMED = [
 async def test_an_error_when_it_is_activated_leaves_the_old_release_where_it_is(
     row: Fault, folder: Path, shelf: Shelf, first: DesiredRelease
 ) -> None:
-    await settle(folder, shelf, first)
     newer = second(shelf)
     async with started(folder, shelf) as device, answering(device):
         device.follow(newer, paused=True)
@@ -300,10 +297,7 @@ async def test_an_error_when_it_is_activated_leaves_the_old_release_where_it_is(
         assert await device.ask() == OLD
 
 
-async def test_an_error_on_probation_rolls_back_and_no_call_fails(
-    folder: Path, shelf: Shelf, first: DesiredRelease
-) -> None:
-    await settle(folder, shelf, first)
+async def test_an_error_on_probation_rolls_back_and_no_call_fails(folder: Path, shelf: Shelf) -> None:
     newer = second(shelf, brittle=True)
     async with started(folder, shelf, probation=LONG) as device, answering(device):
         device.follow(newer)
@@ -315,10 +309,7 @@ async def test_an_error_on_probation_rolls_back_and_no_call_fails(
         assert device.reports()[-1].code == "probation_failed"
 
 
-async def test_an_error_in_the_shadow_discards_the_candidate_that_never_answered(
-    folder: Path, shelf: Shelf, first: DesiredRelease
-) -> None:
-    await settle(folder, shelf, first)
+async def test_an_error_in_the_shadow_discards_the_candidate_that_never_answered(folder: Path, shelf: Shelf) -> None:
     newer = msgspec.structs.replace(second(shelf, brittle=True), shadow=Shadow(calls=1000, seconds=600.0))
     async with started(folder, shelf) as device:
         device.follow(newer)
@@ -333,8 +324,7 @@ async def test_an_error_in_the_shadow_discards_the_candidate_that_never_answered
 
 
 @pytest.mark.parametrize("state", [state for state in State if not LIFE[state].is_end])
-async def test_the_cap_ends_a_life_in_every_state(state: State, folder: Path, shelf: Shelf, first: DesiredRelease) -> None:
-    await settle(folder, shelf, first)
+async def test_the_cap_ends_a_life_in_every_state(state: State, folder: Path, shelf: Shelf) -> None:
     newer = second(shelf, brittle=state is State.ROLLING_BACK)
 
     async def live(device: Device) -> None:
@@ -359,9 +349,8 @@ async def test_the_cap_ends_a_life_in_every_state(state: State, folder: Path, sh
 
 @pytest.mark.parametrize("state", [State.PRECHECK, State.PROBED, State.ACTIVATING, State.PROBATION, State.COMMITTED])
 async def test_a_full_disk_holds_an_update_where_it_stands_and_answers_go_on(
-    state: State, folder: Path, shelf: Shelf, first: DesiredRelease
+    state: State, folder: Path, shelf: Shelf
 ) -> None:
-    await settle(folder, shelf, first)
     newer = second(shelf)
     async with started(folder, shelf) as device, answering(device):
         device.journal.full = state
@@ -380,9 +369,8 @@ async def test_a_full_disk_holds_an_update_where_it_stands_and_answers_go_on(
     [(State.SHADOW, "DISCARDED"), (State.ACTIVATING, "ROLLED_BACK"), (State.PROBATION, "ROLLED_BACK")],
 )
 async def test_an_agent_that_dies_of_a_release_again_and_again_gives_it_up(
-    state: State, end: str, folder: Path, shelf: Shelf, first: DesiredRelease
+    state: State, end: str, folder: Path, shelf: Shelf
 ) -> None:
-    await settle(folder, shelf, first)
     newer = second(shelf)
 
     async def live(device: Device) -> None:
@@ -402,7 +390,7 @@ async def test_an_agent_that_dies_of_a_release_again_and_again_gives_it_up(
 
 async def test_a_first_release_that_fails_leaves_nothing_and_says_so(folder: Path, shelf: Shelf) -> None:
     only = shelf.release("1.0.0", 1, brittle=True)
-    async with started(folder, shelf, probation=LONG) as device:
+    async with started(folder / "new", shelf, probation=LONG) as device:
         device.follow(only)
         await device.reaches("1.0.0 PROBATION")
         for _ in range(3):
@@ -413,7 +401,7 @@ async def test_a_first_release_that_fails_leaves_nothing_and_says_so(folder: Pat
         assert device.journal.models() == []
 
 
-async def test_a_cut_link_holds_the_fetch_where_it_stands(folder: Path, shelf: Shelf, first: DesiredRelease) -> None:
+async def test_a_cut_link_holds_the_fetch_where_it_stands(folder: Path, shelf: Shelf) -> None:
     newer = second(shelf)
     manifest = manifest_of(shelf, newer)
     async with started(folder, shelf, retry_s=0.01) as device:

@@ -374,3 +374,14 @@ async def test_files_are_synced_then_their_folder_then_the_state_is_written(
         named = events.index(f"named {made}")
         assert events[named - 1 : named + 2] == ["file", f"named {made}", "folder"]
         assert "written" in events[named + 2 :]
+
+
+async def test_every_life_is_prechecked_anew(folder: Path, shelf: Shelf) -> None:
+    release = shelf.release("1.0.0", 1, wrong_golden=True)
+    async with started(folder, shelf) as device:
+        device.follow(release)
+        await device.reaches("1.0.0 DISCARDED")
+        device.unsigned.add("1.0.0")  # withdrawn meanwhile
+        device.follow(msgspec.structs.replace(release, retry=1))
+        await device.tells("1.0.0 DISCARDED", 2)
+        assert [one.code for one in device.reports() if one.state == "DISCARDED"] == ["probe_failed", "untrusted"]
