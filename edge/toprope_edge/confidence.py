@@ -7,6 +7,7 @@ judged, such as a NaN or an infinite score, has confidence 0.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from toprope_shared.tensors import Array, Tensors
 
 # The same floor under a probability as in the calibration: below it a logarithm says nothing.
 _TINY = 1e-12
+_FEW = 64
 
 
 class Sureness(NamedTuple):
@@ -42,6 +44,8 @@ def judge(outputs: Tensors, calibration: Calibration) -> Sureness:
         return Sureness(0.0, False)
     if scores.size == 0:
         return Sureness(1.0, True)
+    if scores.size <= _FEW and calibration.margin == 0:
+        return _judge_few(scores.reshape(-1, scores.shape[-1]).tolist(), calibration)
     weights = _weights(scores.astype(np.float64), calibration)
     if weights is None:
         return Sureness(0.0, False)
@@ -52,6 +56,24 @@ def judge(outputs: Tensors, calibration: Calibration) -> Sureness:
         second = np.partition(weights, -2, axis=-1)[..., -2]
         stands = float(((1.0 - second) / sums).min()) >= calibration.margin
     return Sureness(confidence, stands)
+
+
+def _judge_few(rows: list[list[float]], calibration: Calibration) -> Sureness:
+    """Judge a few scores without numpy, whose every call costs more than they do."""
+    power, worst = 1.0 / calibration.temperature, 1.0
+    for row in rows:
+        if calibration.logits:
+            top = max(row)
+            weights = [math.exp((score - top) * power) for score in row]
+        else:
+            row = [max(score, _TINY) for score in row]
+            top = max(row)
+            weights = [(score / top) ** power for score in row]
+        total = sum(weights)
+        if not math.isfinite(total):  # a NaN or an infinity anywhere made it one
+            return Sureness(0.0, False)
+        worst = max(worst, total)
+    return Sureness(1.0 / worst, 1.0 / worst >= calibration.tau)
 
 
 def _weights(scores: Array, calibration: Calibration) -> Array | None:

@@ -9,13 +9,13 @@ cloud client's.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from toprope_edge import confidence, privacy
 from toprope_edge.breaker import State
 from toprope_edge.cloud_client import CloudClient, CloudError, Errand
+from toprope_edge.confidence import Sureness
 from toprope_edge.hedge import Hedge, Tokens
 from toprope_edge.privacy import SitePrivacy, Verdict
 from toprope_edge.runtime import InfeasibleError, Ran, Runtime
@@ -156,13 +156,23 @@ class Router:
         if edge is None:
             patience_s = manifest.fallback.deadline_ms / 1000 if isinstance(way, _Way) else self._patience_s
             deadline = now + patience_s if request.deadline is None else request.deadline
-            hedge = self._hedge(request, manifest, way)
-            with hedge or nullcontext():
+            hedge = None if request.deadline is None else self._hedge(request, manifest, way)
+            if hedge is None:
                 found = await self._here(request, manifest, deadline)
-            if hedge is not None and hedge.answer is not None:
-                return hedge.answer
+            else:
+                with hedge:
+                    found = await self._here(request, manifest, deadline)
+                if hedge.answer is not None:
+                    return hedge.answer
             if isinstance(found, Ran):
-                return await self._settle(request, found, way, hedge, deadline)
+                calibration = found.loaded.variant.calibration
+                sure = None if calibration is None else confidence.judge(found.outputs, calibration)
+                if sure is None or sure.stands:
+                    if hedge is not None:
+                        hedge.drop()
+                    return _local(request, found, sure)
+                asked = replace(request, deadline=deadline - RESERVE_S)
+                return await self._bettered(asked, found, sure, way, hedge)
             edge = found
             if hedge is not None and hedge.asked:
                 return await self._hedged(request, edge, hedge)
@@ -243,40 +253,26 @@ class Router:
         """Return what asks the cloud beside the local call once it is late; None where that is never done."""
         if request.deadline is None or isinstance(way, CloudError) or not self._tokens.has():
             return None
-        if any(variant.needs.stateful for variant in manifest.variants):
-            return None  # the cloud has not seen the calls before this one
         delay_s = self._runtime.expected_s(request.model)
         if not LEAST_HEDGE_S <= delay_s < request.deadline - self._clock.steady():
             return None
+        if any(variant.needs.stateful for variant in manifest.variants):
+            return None  # the cloud has not seen the calls before this one
         asked = replace(request, deadline=request.deadline - RESERVE_S)
         return Hedge(delay_s, lambda: way.ask(asked, Reason.HEDGE), self._tokens)
 
-    async def _settle(
-        self, request: InferenceRequest, ran: Ran, way: _Way | CloudError, hedge: _Asked, deadline: float
+    async def _bettered(
+        self, request: InferenceRequest, ran: Ran, sure: Sureness, way: _Way | CloudError, hedge: _Asked
     ) -> InferenceResponse:
-        """Return the local answer if it is sure enough, else the cloud's, else the local one after all."""
-        answer = _local(request, ran)
-        calibration = ran.loaded.variant.calibration
-        if calibration is None:
-            _drop(hedge)
-            return answer
-        sure = confidence.judge(ran.outputs, calibration)
-        answer = replace(answer, provenance=replace(answer.provenance, confidence=sure.confidence))
-        if sure.stands:
-            _drop(hedge)
-            return answer
-        better = await self._better(replace(request, deadline=deadline - RESERVE_S), way, hedge)
-        if isinstance(better, InferenceResponse):
-            provenance = replace(
-                better.provenance,
-                fallback_reason=Reason.LOW_CONFIDENCE,
-                edge_ms=ran.milliseconds,
-                confidence=sure.confidence,
-            )
-            return replace(better, provenance=provenance)
-        self._keep(request, ran, sure.confidence, better)
-        degraded = ran.degraded or better.reason
-        return replace(answer, provenance=replace(answer.provenance, degraded_reason=degraded))
+        """Return the cloud's answer instead of one that the edge is not sure of, else the edge's after all."""
+        better = await self._better(request, way, hedge)
+        if isinstance(better, CloudError):
+            self._keep(request, ran, sure.confidence, better)
+            return _local(request, ran, sure, better)
+        provenance = replace(
+            better.provenance, fallback_reason=Reason.LOW_CONFIDENCE, edge_ms=ran.milliseconds, confidence=sure.confidence
+        )
+        return replace(better, provenance=provenance)
 
     async def _better(
         self, request: InferenceRequest, way: _Way | CloudError, hedge: _Asked
@@ -347,12 +343,9 @@ def _not_here(model: str, version: str | None, held: Manifest | None) -> _Edge:
     )
 
 
-def _drop(hedge: _Asked) -> None:
-    if hedge is not None:
-        hedge.drop()
-
-
-def _local(request: InferenceRequest, ran: Ran) -> InferenceResponse:
+def _local(
+    request: InferenceRequest, ran: Ran, sure: Sureness | None, missed: CloudError | None = None
+) -> InferenceResponse:
     manifest = ran.loaded.manifest
     return InferenceResponse(
         model=manifest.model,
@@ -363,8 +356,9 @@ def _local(request: InferenceRequest, ran: Ran) -> InferenceResponse:
             origin=Origin.EDGE,
             artifact=ran.loaded.artifact,
             runtime=ran.loaded.runtime,
-            degraded_reason=ran.degraded,
+            degraded_reason=ran.degraded or (missed.reason if missed else None),
             edge_ms=ran.milliseconds,
+            confidence=sure.confidence if sure else None,
         ),
         id=request.id,
     )

@@ -52,11 +52,17 @@ def test_a_margin_asks_for_a_distance_from_the_second_best_class_too(margin: flo
     assert judge(outputs([[0.1, 0.6, 0.3]]), calibration(tau=0.5, margin=margin)).stands is stands
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("more", [1, 50])
+@pytest.mark.parametrize("bad", [[np.nan, 0.1], [0.1, np.nan], [np.inf, -np.inf], [np.nan, 2000.0]])
 @pytest.mark.parametrize("logits", [True, False])
-def test_what_can_not_be_judged_does_not_stand(bad: float, logits: bool) -> None:
-    assert judge(outputs([[0.9, 0.1], [bad, -bad]]), calibration(logits=logits)) == (0.0, False)
+def test_what_can_not_be_judged_does_not_stand(bad: list[float], logits: bool, more: int) -> None:
+    assert judge(outputs([[0.9, 0.1]] * more + [bad]), calibration(logits=logits)) == (0.0, False)
     assert judge({}, calibration(logits=logits)) == (0.0, False)
+
+
+def test_an_impossible_row_of_logits_does_not_stand() -> None:
+    for more in (1, 50):
+        assert judge(outputs([[0.9, 0.1]] * more + [[-np.inf] * 2]), calibration(logits=True)) == (0.0, False)
 
 
 def test_a_class_that_is_impossible_and_a_half_precision_score_can_be_judged() -> None:
