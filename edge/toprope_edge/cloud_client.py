@@ -34,6 +34,7 @@ CONNECT_S = 0.3
 TOTAL_S = 2.0
 MAX_BYTES = 16 * 1024 * 1024
 MAX_CALLS = 64
+FIRST_CALLS = 8
 LEAST_S = 0.005
 FAIR_S = 0.5
 SLACK_S = 0.001
@@ -71,7 +72,8 @@ class CloudClient:
         connect_s: seconds for name, connection and TLS together.
         total_s: seconds for a whole call when the caller gives more or no limit.
         max_bytes: the most that a request's body, or an answer's, may have.
-        max_calls: calls that may be under way at once.
+        max_calls: calls that may be under way at once to a cloud that answers; at first and after failures, when each could be
+            waiting in vain, there may be few, and every answer makes room for one more (as in TCP's slow start, RFC 5681).
         throttle: spares an overloaded cloud; None is one of its own.
         tokens: pay for sending a request again; None sends none again.
         budget: what may be spent; None is no limit.
@@ -111,6 +113,7 @@ class CloudClient:
         self._memory = memory
         self._latencies = Latencies(self._clock)
         self._calls = 0
+        self._room = min(FIRST_CALLS, max_calls)
 
     async def __aenter__(self) -> Self:
         await self._wire.__aenter__()
@@ -134,7 +137,7 @@ class CloudClient:
             return too_large(size, self._max_bytes)
         if self.breaker.wait_s() > 0:
             return self._closed()
-        if self._calls >= self._max_calls:
+        if self._calls >= self._room:
             return CloudError(
                 f"{self._calls} calls to the cloud wait already", CloudReason.CLOUD_OVERLOADED, retry_after_s=1
             )
@@ -190,6 +193,7 @@ class CloudClient:
             self._note()
         seconds = self._clock.steady() - started
         self._latencies.add(seconds)
+        self._room = min(self._room + 1, self._max_calls)
         return replace(response, provenance=replace(response.provenance, cloud_ms=seconds * 1000))
 
     async def _ask(self, request: InferenceRequest, errand: Errand, permit: Permit, until: float) -> InferenceResponse:
@@ -240,6 +244,7 @@ class CloudClient:
             self._memory.note()
 
     def _tell(self, permit: Permit, error: CloudError, given_s: float) -> None:
+        self._room = min(self._room, max(FIRST_CALLS, self._room // 2))
         if error.reason is CloudReason.CLOUD_OVERLOADED:
             self._throttle.answered(accepted=False)
             permit.throttled(error.retry_after_s)

@@ -15,7 +15,7 @@ from tests.fakes.clocks import ManualClock
 from tests.fakes.clouds import FakeCloud, Seen, answer, black_hole, closed_port, drip, fake_cloud, reset, says
 
 from toprope_edge.breaker import Breaker, State
-from toprope_edge.cloud_client import CloudClient, CloudError
+from toprope_edge.cloud_client import FIRST_CALLS, CloudClient, CloudError
 from toprope_edge.throttle import Throttle
 from toprope_shared.clock import SystemClock
 from toprope_shared.errors import NotFoundError, RequestError
@@ -394,6 +394,28 @@ async def test_more_calls_than_may_be_under_way_are_refused(cloud: FakeCloud) ->
         await call
     assert error.reason is CloudReason.CLOUD_OVERLOADED
     assert error.retry_after_s == 1
+
+
+async def test_a_cloud_that_has_not_answered_yet_is_asked_by_few_at_once_and_every_answer_makes_room(
+    cloud: FakeCloud,
+) -> None:
+    cloud.behaviour = cloud.hold
+    async with CloudClient(cloud.url, steady()) as client:
+        first = [asyncio.create_task(client.infer(question())) for _ in range(FIRST_CALLS)]
+        while len(cloud.posts) < FIRST_CALLS:
+            cloud.arrived.clear()
+            await cloud.arrived.wait()
+        assert (await failure(client)).reason is CloudReason.CLOUD_OVERLOADED
+        cloud.let_go.set()
+        await asyncio.gather(*first)
+        cloud.let_go.clear()
+        more = [asyncio.create_task(client.infer(question())) for _ in range(2 * FIRST_CALLS)]
+        while len(cloud.posts) < 3 * FIRST_CALLS:
+            cloud.arrived.clear()
+            await cloud.arrived.wait()
+        assert (await failure(client)).reason is CloudReason.CLOUD_OVERLOADED
+        cloud.let_go.set()
+        await asyncio.gather(*more)
 
 
 async def test_a_caller_with_less_time_than_the_cloud_usually_takes_is_refused_at_once(cloud: FakeCloud) -> None:
