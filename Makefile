@@ -20,6 +20,7 @@ test: $(READY)
 # measures some.
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.push $(if $(QUICK),--quick) $(ONLY)
+	$(BIN)/python -m tests.benchmarks.edge.cloud_trouble $(if $(QUICK),--rounds 1 --seconds 0.3)
 	$(if $(QUICK),,$(BIN)/python -m tests.benchmarks.page)
 	$(if $(QUICK),,for one in overhead swap start; do $(BIN)/python -m tests.benchmarks.edge.$$one || exit 1; done)
 
