@@ -13,7 +13,9 @@ from toprope_shared.manifest import Manifest, Variant
 from toprope_shared.tensors import Tensors
 
 BLEND = 0.1  # weight of the newest call in the running mean of a session's time
-OUTLIER = 4.0  # a call counts for no more than this many times the mean: one that was pre-empted says nothing of the session
+OUTLIER = (
+    4.0  # a call counts for no more than this many times the mean: one that was pre-empted says nothing of the session
+)
 
 
 @dataclass(eq=False, slots=True)
