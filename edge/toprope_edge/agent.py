@@ -26,7 +26,7 @@ from toprope_edge.metadata import HttpSource, MqttSource
 from toprope_edge.observer import Observer, Watched
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
-from toprope_edge.settings import NONE, EdgeSettings, Enrolment, lock_state, read_enrolment, state_folder
+from toprope_edge.settings import NONE, EdgeSettings, Enrolment, lock_state, read_enrolment, socket_path, state_folder
 from toprope_edge.transfer import Progress, Transfers
 from toprope_edge.trust_keeper import TrustKeeper
 from toprope_edge.update import Probation, UpdateRunner
@@ -41,6 +41,7 @@ from toprope_shared.messages import Ack, DesiredRelease, DeviceState, Fetching, 
 from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import build_app, listen, serve
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.local_socket import unix_socket
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.topics import Topics
 from toprope_shared.trust import TrustClient, Verdict, verify_target
@@ -67,7 +68,7 @@ async def run(settings: EdgeSettings, home: Path) -> None:
         journal = Journal(state / "journal.sqlite")
         stack.callback(journal.close)
         agent = Agent(settings, credentials, root, state, journal)
-        await agent.run(sock, stack)
+        await agent.run((sock, *_unix_sockets(settings, state, stack)), stack)
 
 
 class Agent:
@@ -174,7 +175,7 @@ class Agent:
     def _require(self, release: DesiredRelease) -> None:
         self._trust.require(release.model, release.version, release.manifest_sha256)
 
-    async def run(self, sock: socket.socket, stack: AsyncExitStack) -> None:
+    async def run(self, socks: tuple[socket.socket, ...], stack: AsyncExitStack) -> None:
         """Open what is on disk, then serve and follow the channel until a signal comes."""
         await stack.enter_async_context(self._runtime)
         await self._updates.restore()
@@ -187,11 +188,11 @@ class Agent:
         seen = Observer(router, self._runtime, self._watched)
         plane = DataPlane(seen, metrics=Metrics(self._registry), clock=self._clock)
         stop = _stop_on_signals()
-        self._url = "http://{}:{}".format(*sock.getsockname()[:2])
+        self._url = "http://{}:{}".format(*socks[0].getsockname()[:2])
         await stack.enter_async_context(self._link)
         async with asyncio.TaskGroup() as group:
             parts = (
-                serve(build_app(plane), sock),
+                serve(build_app(plane), *socks),
                 self._wake_on_connections(),
                 self._wake_on_hints(),
                 self._follow(),
@@ -341,6 +342,15 @@ class Agent:
                         self._changed.set()  # more wait than one batch carries
                 except InputError as error:
                     log.warning("an acknowledgement is passed over: %s", error)
+
+
+def _unix_sockets(settings: EdgeSettings, state: Path, stack: AsyncExitStack) -> tuple[socket.socket, ...]:
+    path = socket_path(settings, state)
+    if path is None:
+        if settings.socket != NONE:
+            log.warning("no Unix socket: its path in %s would be too long; choose another with the setting socket", state)
+        return ()
+    return (stack.enter_context(unix_socket(path)),)
 
 
 def _engines(names: tuple[str, ...]) -> dict[str, Engine]:

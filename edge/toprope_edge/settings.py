@@ -15,9 +15,11 @@ from toprope_shared.errors import InputError
 from toprope_shared.manifest import Privacy
 from toprope_shared.messages import decode
 from toprope_shared.profiles import DEFAULT
+from toprope_shared.serving.local_socket import fits
 from toprope_shared.topics import PREFIX
 
 NONE = "none"
+SOCKET = "toprope.sock"
 
 
 class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +28,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         device: the name that this device was enrolled with.
         host, port: where the local doors listen.
+        socket: the Unix socket at which they listen too; empty is toprope.sock in the state folder, `none` is none.
         engines: engines to use; empty is all that are installed, `none` is none.
         models: models of the channel to hold; empty is all.
         broker: the broker's addresses, separated by commas.
@@ -55,6 +58,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str
     host: str = "127.0.0.1"
     port: int = 8501
+    socket: str = ""
     engines: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     broker: str = "mqtt://127.0.0.1:1883"
@@ -100,6 +104,14 @@ def _enrolment_folder(settings: EdgeSettings, home: Path) -> Path:
 def state_folder(settings: EdgeSettings, home: Path) -> Path:
     """Return the folder of everything that the agent writes."""
     return Path(settings.state) if settings.state else _enrolment_folder(settings, home) / "state"
+
+
+def socket_path(settings: EdgeSettings, state: Path) -> Path | None:
+    """Return where the local doors' Unix socket is; None where there is none, or its default path would be too long."""
+    if settings.socket:
+        return None if settings.socket == NONE else Path(settings.socket)
+    path = state.absolute() / SOCKET
+    return path if fits(path) else None
 
 
 def read_enrolment(settings: EdgeSettings, home: Path) -> tuple[Enrolment, bytes]:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import Any, TypeVar
 
 import uvicorn
@@ -117,13 +117,13 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    app: ASGIApp, sock: socket.socket, *, ready: Callable[[], None] | None = None, grace_s: float = GRACE_S
+    app: ASGIApp, *socks: socket.socket, ready: Callable[[], None] | None = None, grace_s: float = GRACE_S
 ) -> None:
-    """Serve until cancelled, then let the requests that run finish.
+    """Serve on every socket at once until cancelled, then let the requests that run finish.
 
     Args:
         app: any ASGI app.
-        sock: from `listen`; it is closed at the end.
+        socks: from `listen` or `local_socket.unix_socket`; they are closed at the end.
         ready: called once when requests are answered, e.g. `asyncio.Event().set`.
         grace_s: seconds that running requests have after the cancellation.
 
@@ -141,7 +141,7 @@ async def serve(
         timeout_graceful_shutdown=max(1, round(grace_s)),
     )
     server = _Server(config, ready)
-    task = asyncio.create_task(_run(server, sock), name="http-server")
+    task = asyncio.create_task(_run(server, socks), name="http-server")
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -149,7 +149,8 @@ async def serve(
         await _finish(task, grace_s + MARGIN_S)
         raise
     finally:
-        sock.close()
+        for sock in socks:
+            sock.close()
 
 
 async def _finish(task: asyncio.Task[None], seconds: float) -> None:
@@ -161,9 +162,9 @@ async def _finish(task: asyncio.Task[None], seconds: float) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _run(server: uvicorn.Server, sock: socket.socket) -> None:
+async def _run(server: uvicorn.Server, socks: Sequence[socket.socket]) -> None:
     try:
-        await server.serve(sockets=[sock])
+        await server.serve(sockets=list(socks))
     except SystemExit as error:  # uvicorn's way to say that the app's lifespan failed
         raise TopropeError("the HTTP app did not start; the log says why") from error
 
