@@ -28,7 +28,8 @@ from toprope_cloud.blobs_api import _may_read
 from toprope_cloud.job_process import _told
 from toprope_cloud.jobs_api import _parsed
 from toprope_edge.cloud_wire import CloudError, Reply, read_answer
-from toprope_shared import commands
+from toprope_shared.commands.client import Client
+from toprope_shared.commands.predict import described_by
 from toprope_shared.errors import (
     InputError,
     LinkError,
@@ -245,7 +246,7 @@ def _cloud_answer(data: bytes) -> object:
     return read_answer(Reply(status, {"Retry-After": data[1:9].decode("latin-1")}, data[1:]))
 
 
-class _Heard(commands._Client):
+class _Heard(Client):
     """A client to whom every server answers this."""
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -262,7 +263,7 @@ class _Answering:
 
 
 def _described(data: bytes) -> object:
-    return commands._described(_Heard(200, data).get("/v2/models/m"))
+    return described_by(_Heard(200, data).get("/v2/models/m"))
 
 
 def _refusal(data: bytes) -> None:

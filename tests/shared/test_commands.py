@@ -1,14 +1,12 @@
-"""`toprope predict` and `toprope doctor`, against a real server."""
+"""`toprope predict`, against a real server."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.fakes.served import served
 from tests.shared.serving.conftest import Held, make_manifest, make_shelf
 from typer.testing import CliRunner, Result
 
-from toprope_shared import commands
-from toprope_shared.commands import Level, doctor_app, predict_app
+from toprope_shared.commands import predict_app
+from toprope_shared.commands.client import Client
 from toprope_shared.errors import DeadlineError, InputError, NotFoundError, RequestError, UnavailableError
 from toprope_shared.inference import CloudReason, Origin, Reason
 from toprope_shared.manifest import Manifest, Preprocessing, Tokenizer
-from toprope_shared.serving.app import build_app, listen, run, serve
-from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.tensors import TensorSpec
 
 
@@ -47,26 +44,8 @@ SHELF.models_ += [
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Serve the shelf for this module."""
-    sock = listen("127.0.0.1", 0)
-    port = sock.getsockname()[1]
-    started = threading.Event()
-    stop: list[Callable[[], object]] = []
-
-    async def main() -> None:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task
-        stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        try:
-            await serve(build_app(DataPlane(SHELF)), sock, ready=started.set, grace_s=1)
-        except asyncio.CancelledError:
-            task.uncancel()
-
-    thread = threading.Thread(target=lambda: run(main()))
-    thread.start()
-    assert started.wait(10)
-    yield f"127.0.0.1:{port}"
-    stop[0]()
-    thread.join(10)
+    with served(SHELF) as where:
+        yield where
 
 
 @pytest.fixture
@@ -149,7 +128,7 @@ def test_where_the_model_reads_text_plain_text_becomes_its_ids(url: str, text: s
 
 
 def test_the_metadata_tell_how_an_input_is_made(url: str) -> None:
-    told_by = commands._Client(url, 5).get("/v2/models/reader")["preprocessing"]
+    told_by = Client(url, 5).get("/v2/models/reader")["preprocessing"]
     tokenizer = {"vocabulary": ["my", "computer", "电"], "length": 4}
     assert told_by == [{"input": "tokens", "text": "the message as ids", "tokenizer": tokenizer}]
 
@@ -266,71 +245,3 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"
-
-
-def doctor(*arguments: str) -> Result:
-    return CliRunner().invoke(doctor_app, list(arguments))
-
-
-def test_the_doctor_finds_this_machine_fit(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOPROPE_HOME", str(tmp_path / "new"))
-    url = f"http://{address}"
-    result = doctor("--broker", address, "--cloud", url, "--agent", url)
-    assert result.exit_code == 0, result.stdout
-    lines = result.stdout.splitlines()
-    assert any(line.startswith("ok      engine onnxruntime ") for line in lines)
-    assert f"ok      a broker listens at {address}" in lines
-    assert f"ok      the agent answers at {url}" in lines
-    assert not any(line.startswith("error") for line in lines)
-    assert not (tmp_path / "new").exists()
-
-
-def test_what_was_asked_for_and_is_away_is_an_error(free_port: int) -> None:
-    result = doctor("--broker", f"127.0.0.1:{free_port}", "--cloud", f"http://127.0.0.1:{free_port}")
-    assert result.exit_code == 1
-    errors = [line for line in result.stdout.splitlines() if line.startswith("error")]
-    assert [line.split()[1:3] for line in errors] == [["no", "broker"], ["the", "cloud"]]
-
-
-def test_what_was_not_asked_for_is_a_warning(free_port: int) -> None:
-    assert commands.check_broker(f"127.0.0.1:{free_port}", Level.WARNING).level is Level.WARNING
-    assert commands.check_url("cloud", f"http://127.0.0.1:{free_port}", Level.WARNING).level is Level.WARNING
-
-
-def test_something_else_at_the_url_is_found_out(address: str) -> None:
-    finding = commands.check_url("cloud", f"http://{address}/v2/models", Level.ERROR)
-    assert finding.level is Level.ERROR
-
-
-def test_an_alive_agent_without_a_model_is_told(url: str) -> None:
-    try:
-        for held in SHELF.models_:
-            held.ready = False
-        assert commands.check_url("agent", url, Level.ERROR).text.endswith("alive but not ready")
-    finally:
-        for held in SHELF.models_:
-            held.ready = True
-
-
-def test_a_broker_is_named_by_host_and_port() -> None:
-    with pytest.raises(InputError, match="host:port"):
-        commands.check_broker("localhost", Level.ERROR)
-
-
-@pytest.mark.parametrize(("version", "level"), [((3, 10, 9), Level.ERROR), ((3, 11, 0), Level.OK), ((3, 14, 1), Level.OK)])
-def test_an_old_python_is_told(version: tuple[int, ...], level: Level) -> None:
-    assert commands.check_python(version).level is level
-
-
-@pytest.mark.parametrize(
-    ("libc", "level"),
-    [(("glibc", "2.36"), Level.OK), (("glibc", "2.17"), Level.WARNING), (("", ""), Level.WARNING)],
-)
-def test_an_old_or_other_c_library_is_told(libc: tuple[str, str], level: Level) -> None:
-    assert commands.check_glibc(libc).level is level
-
-
-def test_a_state_folder_below_a_file_can_not_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert commands.check_home(tmp_path / "file" / "home")[0].level is Level.ERROR
-    assert commands.check_home(tmp_path / "a" / "b")[0].level is Level.OK
