@@ -28,7 +28,7 @@ from toprope_shared.generations import Generations
 from toprope_shared.link import Address
 from toprope_shared.secure_time import look
 from toprope_shared.settings import home, load
-from toprope_shared.trusted import SECURE_TIME
+from toprope_shared.verdicts import SECURE_TIME
 
 CLIENT_ID_END = "-doctor"
 WARN_BEFORE_S = 30 * 86_400.0

@@ -21,8 +21,8 @@ from toprope_edge.life import LIFE, MAX_TRANSITIONS, State
 from toprope_edge.outbox import MAX_REPORTS, Outbox
 from toprope_shared.errors import DeviceError
 from toprope_shared.messages import DesiredRelease, Report
-from toprope_shared.trusted import Floor, Floors
 from toprope_shared.trying import Choice
+from toprope_shared.verdicts import Floor, Floors
 
 __all__ = ["LIFE", "MAX_TRANSITIONS", "Along", "Journal", "Refusal", "RefusedFor", "Slot", "State", "Update"]
 

@@ -19,7 +19,7 @@ from toprope_shared.errors import InputError, LinkError
 from toprope_shared.link import RETAINED_TIMEOUT_S, Link
 from toprope_shared.messages import Head, decode
 from toprope_shared.topics import Topics
-from toprope_shared.trusted import MAX_FILE_BYTES
+from toprope_shared.verdicts import MAX_FILE_BYTES
 
 MARGIN_S = 2.0
 NEWEST = 0  # the level in the place of the version where a repository has only one file for a role

@@ -19,8 +19,9 @@ from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import InputError, IntegrityError, TrustError
 from toprope_shared.manifest import Manifest, Placement, parse
 from toprope_shared.messages import ATTACK, Rollout, decode
-from toprope_shared.trust import DirectorySource, TrustClient, Verdict
-from toprope_shared.trusted import older_than_floor
+from toprope_shared.trust import TrustClient, Verdict
+from toprope_shared.trusted import DirectorySource
+from toprope_shared.verdicts import older_than_floor
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from toprope_shared.clock import Clock
 from toprope_shared.errors import TrustError
 from toprope_shared.messages import ATTACK, Rollout
 from toprope_shared.secure_time import Moment, look
-from toprope_shared.trust import MetadataSource, Refreshed, TrustClient, Verdict
-from toprope_shared.trusted import SECURE_TIME, Floor, older_than_floor
+from toprope_shared.trust import TrustClient
+from toprope_shared.verdicts import SECURE_TIME, Floor, MetadataSource, Refreshed, Verdict, older_than_floor
 
 log = logging.getLogger(__name__)
 

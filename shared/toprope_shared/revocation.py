@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard
-
-from tuf.api.metadata import TargetFile
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from toprope_shared.errors import InputError, TrustError
+
+if TYPE_CHECKING:  # a device that answers and verifies nothing does not wait for python-tuf
+    from tuf.api.metadata import TargetFile
 
 COUNTER, REVOKED, FLOOR = "release_counter", "revoked", "min_release_counter"
 MAX_REASON = 500
@@ -92,7 +93,7 @@ def withdraw(
     custom.setdefault(REVOKED, reason.strip())
     if and_older:
         custom[FLOOR] = int(custom.get(COUNTER, 0)) + 1
-    return TargetFile(target.length, dict(target.hashes), target.path, {"custom": custom})
+    return type(target)(target.length, dict(target.hashes), target.path, {"custom": custom})
 
 
 def may_follow(old: TargetFile, new: TargetFile | None) -> bool:

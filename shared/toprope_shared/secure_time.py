@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from tuf.api.metadata import Signed, Timestamp
+if TYPE_CHECKING:  # who only looks at the clock does not wait for python-tuf
+    from tuf.api.metadata import Signed, Timestamp
 
 # Nobody can have run this code before; any time between the first line of it and its release is sound.
 BUILT_AT = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())

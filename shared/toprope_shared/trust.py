@@ -1,6 +1,7 @@
 """What may be installed: TUF roles, and our rules on what they sign.
 
 How metadata is fetched, verified and judged stands in `trusted.py`; here is who signs what, and what a device reads from it.
+python-tuf and its cryptography are imported by the first refresh, in its worker thread: a device answers before.
 """
 
 from __future__ import annotations
@@ -8,29 +9,23 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-
-from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, TargetFile, Targets
-from tuf.ngclient import Updater
+from typing import TYPE_CHECKING
 
 from toprope_shared.clock import Clock
 from toprope_shared.errors import TrustError
 from toprope_shared.manifest import MAX_COUNT
 from toprope_shared.revocation import COUNTER, floors, revoked_because
-from toprope_shared.trusted import (
-    NO_FLOORS,
-    DirectorySource,
-    Floors,
-    KeptSource,
-    MetadataSource,
-    Refreshed,
-    TrustedMetadata,
-    Verdict,
-    keys_of,
-)
+from toprope_shared.verdicts import NO_FLOORS, Floors, MetadataSource, Refreshed, Verdict
 
-__all__ = ["DirectorySource", "MetadataSource", "Refreshed", "TrustClient", "Verdict"]
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+    from tuf.ngclient import Updater
+
+    from toprope_shared.trusted import TrustedMetadata
+
+__all__ = ["MetadataSource", "Refreshed", "TrustClient", "Verdict"]
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +74,19 @@ class TrustClient:
     def __init__(
         self, folder: Path, bootstrap: bytes, source: MetadataSource, channel: str, *, clock: Clock | None = None
     ) -> None:
-        self._metadata = TrustedMetadata(folder, bootstrap, clock=clock)
+        self._folder = folder
+        self._bootstrap = bootstrap
+        self._clock = clock
         self._source = source
         self._rollout_path = f"rollouts/{channel}.json"
         self._looked_up: _Signed | None = None
         self._signed: _Signed | None = None
+
+    @cached_property
+    def _metadata(self) -> TrustedMetadata:
+        from toprope_shared.trusted import TrustedMetadata
+
+        return TrustedMetadata(self._folder, self._bootstrap, clock=self._clock)
 
     def refresh(self, floors: Floors = NO_FLOORS, source: MetadataSource | None = None) -> Refreshed:
         """Fetch and verify newer metadata of all roles; what was trusted before stays when this fails.
@@ -99,6 +102,8 @@ class TrustClient:
 
     def recall(self, floors: Floors = NO_FLOORS) -> Refreshed:
         """Verify again what is on disk, with no network: what was FRESH and has not expired is known after a restart."""
+        from toprope_shared.trusted import KeptSource
+
         folder = self._metadata.kept()
         if folder is None:
             return Refreshed(Verdict.STALE, "this device has no metadata yet")
@@ -108,6 +113,10 @@ class TrustClient:
         return refreshed
 
     def _look_up(self, updater: Updater, folder: Path) -> None:
+        from tuf.api.metadata import Metadata, Targets
+
+        from toprope_shared.trusted import keys_of
+
         rollout = updater.get_targetinfo(self._rollout_path)
         updater.get_targetinfo("models/-/0.0.0/manifest.json")  # loads the delegated role, whatever it signs
         targets = Metadata[Targets].from_file(str(folder / "targets.json")).signed
@@ -151,6 +160,8 @@ class TrustClient:
 
 
 def _signed_releases(updater: Updater, folder: Path) -> tuple[SignedRelease, ...]:
+    from tuf.api.metadata import Metadata, Targets
+
     # ngclient has just verified and stored this file; each path is then looked up through it once more.
     file = folder / f"{MODELS}.json"
     names = Metadata[Targets].from_file(str(file)).signed.targets if file.exists() else {}
@@ -186,6 +197,8 @@ def verify_target(target: TargetFile, data: bytes) -> None:
     Raises:
         TrustError: length or digest differ.
     """
+    from tuf.api.exceptions import RepositoryError
+
     try:
         target.verify_length_and_hashes(data)
     except RepositoryError as error:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from toprope_cloud import ceremony
 from toprope_shared.errors import InputError, NotFoundError, TrustError
-from toprope_shared.trust import ROLLOUTS, DirectorySource, TrustClient, Verdict
+from toprope_shared.trust import ROLLOUTS, TrustClient, Verdict
+from toprope_shared.trusted import DirectorySource
 from toprope_training.cli import release_app
 
 

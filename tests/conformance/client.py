@@ -39,7 +39,8 @@ from toprope_shared.digest import sha256
 from toprope_shared.errors import LinkError
 from toprope_shared.link import Address, Link
 from toprope_shared.topics import Topics
-from toprope_shared.trusted import MetadataSource, Refreshed, TrustedMetadata, Verdict
+from toprope_shared.trusted import TrustedMetadata
+from toprope_shared.verdicts import MetadataSource, Refreshed, Verdict
 
 BOOTSTRAP, GENERATIONS, JOURNAL = "bootstrap", "generations", "journal.sqlite"
 DEVICE = "conformance"

@@ -14,8 +14,8 @@ from toprope_edge.life import LIFE, MAX_TRANSITIONS, State
 from toprope_edge.outbox import EARLIER
 from toprope_shared.errors import DeviceError
 from toprope_shared.messages import DesiredRelease, Report
-from toprope_shared.trusted import Floor
 from toprope_shared.trying import Choice, Tried
+from toprope_shared.verdicts import Floor
 
 ENDS = [state for state, step in LIFE.items() if step.is_end]
 GOOD = [State.PRECHECK, State.FETCHING, State.RECONSTRUCT, State.VERIFIED, State.PROBED, State.SHADOW, State.ARMED]

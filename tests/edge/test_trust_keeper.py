@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.trust.repository import Repository, Road
 from tests.fakes.clocks import ManualClock
+from tests.trust.repository import Repository, Road
 
 from toprope_edge.journal import Journal
 from toprope_edge.trust_keeper import ATTACK_EVERY_S, TrustKeeper
 from toprope_shared.errors import TrustError
 from toprope_shared.messages import Rollout
 from toprope_shared.trust import TrustClient, Verdict
-from toprope_shared.trusted import SECURE_TIME
+from toprope_shared.verdicts import SECURE_TIME
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
 STALE_AFTER, HTTP_AFTER = 3600.0, 60.0

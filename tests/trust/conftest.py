@@ -12,7 +12,7 @@ from tests.fakes.clocks import ManualClock
 from tests.trust.repository import Repository, Road
 
 from toprope_shared.trust import MetadataSource, Refreshed, TrustClient, Verdict
-from toprope_shared.trusted import Floor
+from toprope_shared.verdicts import Floor
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
 DAY_S = 86_400.0

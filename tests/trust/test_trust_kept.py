@@ -13,8 +13,9 @@ from tuf.api.metadata import Root, Timestamp
 
 from toprope_cloud.metadata import LIFETIMES
 from toprope_shared.secure_time import BUILT_AT, ISSUED, SLACK_S, TIMESTAMP_LIFE_S, look
-from toprope_shared.trust import DirectorySource, Verdict
-from toprope_shared.trusted import SECURE_TIME
+from toprope_shared.trust import Verdict
+from toprope_shared.trusted import DirectorySource
+from toprope_shared.verdicts import SECURE_TIME
 
 FRESH, STALE, ATTACK = Verdict.FRESH, Verdict.STALE, Verdict.ATTACK
 YEAR_2100 = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
