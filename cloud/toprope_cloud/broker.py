@@ -154,7 +154,8 @@ authorization {{ users = [
         if credentials.username == CLOUD_USER:
             return f"  {{ {login} }}"
         device, topics = credentials.device, self._topics
-        publish = [f"{topics.prefix}/need/*/{device}", topics.state(device), topics.report(device)]
+        publish = [f"{topics.prefix}/need/*/{device}"]
+        publish += [topics.state(device), topics.report(device), topics.telemetry(device)]
         read = [topics.chunks(device), topics.ack(device), f"{topics.prefix}/trust/>", f"{topics.prefix}/rollouts/*"]
         read += [f"{topics.prefix}/a/>"]  # broadcasts; without the artifact's name there is nothing to be heard
         allow = {"publish": publish, "subscribe": read}

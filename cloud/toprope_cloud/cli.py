@@ -89,11 +89,13 @@ def devices(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show which device runs what."""
+    import contextlib
     import json
 
     from rich.console import Console
 
     from toprope_cloud.show import choice_tables, fleet_table, reports_table
+    from toprope_cloud.telemetry_show import telemetry_tables
     from toprope_shared.errors import NotFoundError
 
     found = _get_devices(url)
@@ -109,6 +111,9 @@ def devices(
     if device:
         for table in choice_tables(found[0]["models"]):
             console.print(table)
+        with contextlib.suppress(NotFoundError):  # it has told nothing yet
+            for table in telemetry_tables(_get(url, f"/api/devices/{device}/telemetry")):
+                console.print(table)
         console.print(reports_table(found[0]["reports"]))
 
 

@@ -55,7 +55,7 @@ set_tcp_nodelay true
 
 def access(topics: Topics, cloud: str) -> str:
     """Return the access list: the cloud everything below the prefix, each device its own topics and what is for all."""
-    write = ("need/+/%u", "d/%u/state", "d/%u/report")
+    write = ("need/+/%u", "d/%u/state", "d/%u/report", "d/%u/telemetry")
     read = ("d/%u/c", "d/%u/ack", "trust/#", "rollouts/+", "a/#")
     rules = [f"pattern write {topics.prefix}/{one}" for one in write]
     rules += [f"pattern read {topics.prefix}/{one}" for one in read]

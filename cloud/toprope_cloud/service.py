@@ -24,6 +24,7 @@ from toprope_cloud.outlet import Counts
 from toprope_cloud.publisher import Publisher, listen_to_devices
 from toprope_cloud.registry import Registry
 from toprope_cloud.sender import Sender
+from toprope_cloud.telemetry import FleetCounts, TelemetryBook, listen_to_telemetry, telemetry_router
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.engines import find_engines
@@ -107,6 +108,8 @@ async def run(settings: CloudSettings, home: Path) -> None:
             plane = DataPlane(models, metrics=Metrics(metrics))
             knows = BrokerFiles(layout, topics).knows
             app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change, knows)
+            book = TelemetryBook(layout.database, registry.releases, FleetCounts(metrics))
+            app.include_router(telemetry_router(book))
             sender = Sender(
                 link,
                 topics,
@@ -123,6 +126,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
                     group.create_task(sender.run(), name="sender"),
                     group.create_task(link.keep_subscribed(), name="subscriptions"),
                     group.create_task(listen_to_devices(link, topics, fleet), name="devices"),
+                    group.create_task(listen_to_telemetry(link, topics, book), name="telemetry"),
                     group.create_task(jobs.run(), name="jobs"),
                 ]
                 log.info("the cloud listens on http://%s:%d and speaks to %s", *sock.getsockname()[:2], settings.broker)

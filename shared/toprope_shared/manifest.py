@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from toprope_shared.errors import InputError
+from toprope_shared.monitoring import Monitoring
 from toprope_shared.tensors import Array, TensorSpec
 
 SCHEMA = 1
@@ -310,6 +311,7 @@ class Manifest(msgspec.Struct, frozen=True):
     gates: tuple[Gate, ...] = ()
     description: str = ""
     preprocessing: tuple[Preprocessing, ...] = ()
+    monitoring: Monitoring | None = None
 
     def __post_init__(self) -> None:
         names = [variant.name for variant in self.variants]

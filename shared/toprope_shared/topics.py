@@ -93,6 +93,10 @@ class Topics:
         """Acknowledgement of reports; cloud to device, QoS 1."""
         return f"{self.prefix}/d/{device}/ack"
 
+    def telemetry(self, device: str) -> str:
+        """Counts and histograms; device to cloud, QoS 0."""
+        return f"{self.prefix}/d/{device}/telemetry"
+
     @property
     def all_states(self) -> str:
         """Filter of every device's state."""
@@ -102,6 +106,11 @@ class Topics:
     def all_reports(self) -> str:
         """Filter of every device's reports."""
         return self.report("+")
+
+    @property
+    def all_telemetry(self) -> str:
+        """Filter of every device's telemetry."""
+        return self.telemetry("+")
 
     def device_of(self, topic: str) -> str:
         """Return the device's id in one of its topics (the last level but one, or the last of a NEED).

@@ -22,6 +22,7 @@ from toprope_training import arrays, bundle, gates, layout, measurements, observ
 from toprope_training.bundle import Bundle
 from toprope_training.children import Children, StepError
 from toprope_training.delta_regions import make_delta
+from toprope_training.monitor import monitor
 from toprope_training.steps import Converted, Evaluate, Evaluated, Quantize, Score
 from toprope_training.terms import Terms
 
@@ -128,6 +129,7 @@ class Assembly:
             gates=self.receipts.of([variant.name for variant in finished]),
             description=self.terms.description,
             preprocessing=self.terms.preprocessing,
+            monitoring=monitor(self.terms, self.folder / layout.HOLDOUT),
         )
         left_out = tuple(f"{name}: {why}" for name, why in self.receipts.left_out.items())
         measurements.write(

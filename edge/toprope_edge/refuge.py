@@ -1,0 +1,101 @@
+"""Opens the state folder; where it can't be written, works on a copy in memory, so that what is on disk still answers.
+
+A read-only or full disk must not end the answers, not even over a restart. The copy holds the journal and the trust metadata,
+never the models: these are read where they are. Nothing of it comes back to the disk, so no update is begun meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from toprope_edge.journal import Journal
+from toprope_edge.settings import lock_state
+from toprope_shared.errors import InputError
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "journal.sqlite"
+ROOM_BYTES = 256 * 1024  # what a start writes at least: a session, its sign in the log of the journal, floors
+# Memory where there is such a folder; what is left works too.
+REFUGES = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - a folder of its own is made in it, mode 0700
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The state as it is used by this start of the agent.
+
+    Attributes:
+        folder: where it is written.
+        frozen: why that is not where it should be, as a clause; empty when it is.
+    """
+
+    folder: Path
+    journal: Journal
+    frozen: str = ""
+
+
+def open_state(state: Path, stack: AsyncExitStack, refuges: tuple[Path, ...] = REFUGES) -> Opened:
+    """Lock and open a state folder, for as long as the stack is open.
+
+    Args:
+        state: made when missing.
+        stack: closes everything, and removes a copy.
+        refuges: folders in which a copy may be made, the first that can be written.
+
+    Raises:
+        InputError: another agent holds it; or it can't be written and holds nothing that could answer.
+    """
+    locked = False
+    try:
+        lock_state(state, stack)
+        locked = True
+        _try_to_write(state)
+        journal = Journal(state / JOURNAL)
+    except (OSError, sqlite3.Error) as error:
+        why = f"{state} can't be written ({getattr(error, 'strerror', None) or error})"
+        if not (state / JOURNAL).exists():
+            text = f"{why} and holds no model; give it to this user, make room, or choose another with --state"
+            raise InputError(text) from error
+        if not locked:
+            lock_state(state, stack, writable=False)
+        return _copied(state, stack, refuges, why)
+    stack.callback(journal.close)
+    return Opened(state, journal)
+
+
+def _try_to_write(state: Path) -> None:
+    with tempfile.TemporaryFile(dir=state) as file:
+        file.write(b"\0" * ROOM_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[Path, ...], why: str) -> Opened:
+    copy = _refuge(refuges, why)
+    stack.callback(shutil.rmtree, copy, ignore_errors=True)
+    for name in (JOURNAL, f"{JOURNAL}-wal"):
+        if (state / name).exists():
+            shutil.copyfile(state / name, copy / name)
+    if (state / "trust").is_dir():
+        shutil.copytree(state / "trust", copy / "trust", copy_function=shutil.copyfile)
+    (copy / "blobs").symlink_to((state / "blobs").absolute(), target_is_directory=True)
+    journal = Journal(copy / JOURNAL)
+    stack.callback(journal.close)
+    log.error("%s: answers go on with what is there, nothing is kept and no update begins; mend it and restart", why)
+    return Opened(copy, journal, why)
+
+
+def _refuge(refuges: tuple[Path, ...], why: str) -> Path:
+    for folder in refuges:
+        try:
+            return Path(tempfile.mkdtemp(prefix="toprope-", dir=folder))
+        except OSError as error:
+            log.debug("no copy in %s: %s", folder, error)
+    raise InputError(f"{why}, nor can {' or '.join(map(str, refuges))}; make one of them writable")
