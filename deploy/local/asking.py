@@ -16,6 +16,9 @@ from processes import OK, StoryError
 SETTLE_S = 20.0
 PAUSE_S = 0.2
 UNAVAILABLE = 503
+Way = tuple[str, str]  # the origin of an answer and the reason why it was not the device
+EDGE: Way = ("edge", "")
+UNSURE: Way = ("cloud", "low_confidence")
 
 _pool = urllib3.PoolManager(retries=False, timeout=10.0)
 
@@ -30,6 +33,7 @@ class Answer:
     fallback: str = ""
     runtime: str = ""
     model: str = ""
+    confidence: float = 1.0
 
     def tell(self) -> str:
         """Say who answered, in words."""
@@ -54,8 +58,15 @@ def ask(method: str, url: str, body: Any = None) -> Answer:
     except ValueError as error:
         raise StoryError(f"{method} {url} was answered with something that is no JSON: {error}") from error
     said = got.headers
-    names = ("Inference-Origin", "Inference-Fallback", "Inference-Runtime", "Inference-Model")
-    return Answer(got.status, document if isinstance(document, dict) else {}, *(said.get(name, "") for name in names))
+    return Answer(
+        got.status,
+        document if isinstance(document, dict) else {},
+        origin=said.get("Inference-Origin", ""),
+        fallback=said.get("Inference-Fallback", ""),
+        runtime=said.get("Inference-Runtime", ""),
+        model=said.get("Inference-Model", ""),
+        confidence=float(said.get("Inference-Confidence", "1")),
+    )
 
 
 def digit(url: str, image: NDArray[np.float32]) -> Answer:
@@ -84,11 +95,11 @@ def numbers(answer: Answer) -> list[float]:
         raise StoryError(f"this answer holds no output: {answer.body}") from error
 
 
-def expect(what: str, question: Callable[[], Answer], origin: str, fallback: str = "", *, settle: float = 0.0) -> Answer:
-    """Ask until the answer is as expected, or fail with a sentence once `settle` seconds are over."""
-    answer = _until(question, lambda got: (got.status, got.origin, got.fallback) == (OK, origin, fallback), settle)
-    if (answer.status, answer.origin, answer.fallback) != (OK, origin, fallback):
-        wanted = f"origin {origin}" + (f" because of {fallback}" if fallback else "")
+def expect(what: str, question: Callable[[], Answer], *ways: Way, settle: float = 0.0) -> Answer:
+    """Ask until the answer came in one of these ways, or fail with a sentence once `settle` seconds are over."""
+    answer = _until(question, lambda got: got.status == OK and (got.origin, got.fallback) in ways, settle)
+    if answer.status != OK or (answer.origin, answer.fallback) not in ways:
+        wanted = " or ".join(f"origin {origin}" + (f" because of {why}" if why else "") for origin, why in ways)
         raise StoryError(f"{what}: expected an answer with {wanted}, and got {answer.tell()}.")
     return answer
 

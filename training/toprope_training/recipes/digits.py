@@ -1,4 +1,4 @@
-"""Handwritten digits: a small convolutional network on scikit-learn's 1,797 real images of 8x8 grey values.
+"""Handwritten digits: two convolutional networks on scikit-learn's 1,797 real images of 8x8 grey values.
 
 The grey values 0..16 are divided by 16, so a caller sends 0..1. A quarter of the images, drawn with the seed, is held out.
 The data come with scikit-learn (load_digits, the test part of the UCI set "Optical Recognition of Handwritten Digits",
@@ -7,8 +7,7 @@ CC BY 4.0); nothing is downloaded. `holdout` needs no TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,14 @@ from numpy.typing import NDArray
 from toprope_shared.manifest import Metric, Preprocessing, Privacy
 from toprope_shared.tensors import Array, Tensors, TensorSpec
 from toprope_training.recipe import Data, Recipe, Rows, accuracy
-from toprope_training.variants import PARITY_LIMITS_PPM, VARIANTS
+from toprope_training.variants import VARIANTS
 
 WHITE = 16.0
 HELD_OUT = 0.25
 
 
 class Digits(Recipe):
-    """Two convolutions, a pool and a dense layer: about 10,000 weights. The teacher has twice the filters."""
+    """About 6,000 weights for the edge; the teacher has about 29,000, looks at every pixel and answers in the cloud."""
 
     name = "digits"
     description = "Handwritten digits 0 to 9 in 8x8 grey images, values 0 to 1."
@@ -33,15 +32,11 @@ class Digits(Recipe):
     metric = Metric("accuracy", higher_is_better=True)
     privacy = Privacy.FULL
     accuracy_budget = 0.02
-    required = 0.95
-    # One row on the border between two classes decides the largest distance of a softmax: with seeds 0 to 7 it was 0.08 to
-    # 0.36 for tflite-int8, while its accuracy moved by one row of 449. The metric's budget is the judge here.
-    parity_limits_ppm: ClassVar[Mapping[str, int]] = {**PARITY_LIMITS_PPM, "int8": 500_000}
+    required = 0.94
     variants = (*VARIANTS, "teacher-onnx-float32")
     epochs = 20
     batch_size = 32
     learning_rate = 0.002
-    distillation = 0.3
 
     def data(self, seed: int) -> Data:
         from sklearn.datasets import load_digits
@@ -55,15 +50,25 @@ class Digits(Recipe):
 
     def build(self) -> Any:
         import keras
+        from keras import layers
 
         image = keras.Input((8, 8, 1), name="image")
-        return keras.Model(image, _network(image, 16, 0.3))
+        x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(image)
+        x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
+        x = layers.Flatten()(layers.MaxPooling2D()(x))
+        return keras.Model(image, layers.Dense(10, activation="softmax", name="probs")(x))
 
     def build_teacher(self) -> Any:
         import keras
+        from keras import layers
 
         image = keras.Input((8, 8, 1), name="image")
-        return keras.Model(image, _network(image, 32, 0.5))
+        x = layers.Conv2D(32, 3, padding="same", activation="relu")(image)
+        x = layers.BatchNormalization()(x)
+        x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+        x = layers.Flatten()(layers.Dropout(0.5)(x))
+        return keras.Model(image, layers.Dense(10, activation="softmax", name="probs")(x))
 
     def preprocessing(self) -> tuple[Preprocessing, ...]:
         return (Preprocessing("image", "grey values 0 (paper) to 16 (ink), divided by 16; one channel"),)
@@ -73,18 +78,6 @@ class Digits(Recipe):
 
     def score(self, outputs: Tensors, targets: Array) -> float:
         return accuracy(outputs["probs"], targets)
-
-
-def _network(image: Any, filters: int, dropout: float) -> Any:
-    """Return the classes' probabilities: two convolutions, the second with twice the filters, a pool and a dense layer."""
-    from keras import layers
-
-    x = layers.Conv2D(filters, 3, padding="same", activation="relu")(image)
-    x = layers.BatchNormalization()(x)
-    x = layers.Conv2D(2 * filters, 3, padding="same", activation="relu")(x)
-    x = layers.MaxPooling2D()(x)
-    x = layers.Flatten()(layers.Dropout(dropout)(x))
-    return layers.Dense(10, activation="softmax", name="probs")(x)
 
 
 RECIPE = Digits()
