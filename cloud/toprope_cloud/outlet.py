@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry, Counter
@@ -23,6 +25,7 @@ from toprope_shared.topics import Topics
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 16
+OPEN_FILES = 16
 PACKET_BYTES = 256  # fixed header, topic and packet id: never more with our topics
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -58,6 +61,43 @@ class Counts:
             self._needs.inc()
 
 
+class OpenFiles:
+    """The blobs that were read last, kept open; one that was deleted or replaced meanwhile is noticed and let go."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, digest: str, size: int, start: int) -> bytes:
+        """Return `size` bytes from `start` on, fewer at the end.
+
+        Raises:
+            OSError: the blob is not here, or can't be read.
+        """
+        descriptor = self._open.get(digest)
+        if descriptor is not None and not os.fstat(descriptor).st_nlink:
+            self._let_go(digest)
+            descriptor = None
+        if descriptor is None:
+            descriptor = self._open[digest] = os.open(self._blobs.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        self._open.move_to_end(digest)
+        if len(self._open) > OPEN_FILES:
+            self._let_go(next(iter(self._open)))
+        try:
+            return os.pread(descriptor, size, start)
+        except OSError:
+            self._let_go(digest)
+            raise
+
+    def close(self) -> None:
+        """Close all."""
+        for digest in tuple(self._open):
+            self._let_go(digest)
+
+    def _let_go(self, digest: str) -> None:
+        os.close(self._open.pop(digest))
+
+
 class Outlet:
     """Publishes chunks.
 
@@ -74,9 +114,14 @@ class Outlet:
         self.clock = clock
         self.sleep = sleep
         self._blobs = blobs
+        self._files = OpenFiles(blobs)
         largest = MAX_CHUNK_BYTES + DATA_HEADER_BYTES + PACKET_BYTES
         self._pace = Pace(profile.bytes_per_s, profile.messages_per_s, largest, clock.steady())
         self._in_flight = asyncio.Semaphore(IN_FLIGHT)
+
+    def close(self) -> None:
+        """Close the files that are open; more may be sent later."""
+        self._files.close()
 
     def chunks_of(self, sha256: bytes, chunk_bytes: int) -> int:
         """Return how many chunks of this size the artifact has; 0 when it is not here."""
@@ -117,9 +162,7 @@ class Outlet:
 
     def _read(self, sha256: bytes, chunk_bytes: int, index: int) -> bytes:
         try:
-            with self._blobs.path(sha256.hex()).open("rb") as file:
-                file.seek(index * chunk_bytes)
-                return file.read(chunk_bytes)
+            return self._files.read(sha256.hex(), chunk_bytes, index * chunk_bytes)
         except FileNotFoundError:
             return b""
         except OSError as error:  # one bad file must not end the service of all others

@@ -1,7 +1,8 @@
 """Answers NEED with DATA: to the device that asks, or to many at once when several want the same artifact.
 
-The device controls memory and pace by what it asks for; here each device has one bounded list and one task while it has
-something to get, so that a slow one holds nobody up. Nothing is remembered: after a kill of this process the devices ask again.
+The device controls memory and pace by what it asks for; here each device has one bounded list and a few tasks while it has
+something to get, so that a slow one holds nobody up and the next chunk is read while the socket takes the one before. Nothing
+is remembered: after a kill of this process the devices ask again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from toprope_shared.topics import SHARDS, Topics
 log = logging.getLogger(__name__)
 
 MAX_PENDING = 2 * MAX_WINDOW
+LANES = 3  # chunks of one device on their way into the socket; one where the device limits its rate
 MAX_DEVICES = 10_000
 MAX_ARTIFACTS = 1_000
 IDLE_S = 60.0
@@ -42,7 +44,7 @@ class _Device:
     at: float
     pending: dict[tuple[int, bytes, int], Need] = field(default_factory=dict)
     session: int = 0
-    serving: bool = False
+    lanes: int = 0
 
 
 class Sender:
@@ -86,6 +88,7 @@ class Sender:
         """Answer until cancelled."""
         filters = [self._topics.needs(shard) for shard in self._shards] or [self._topics.all_needs]
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            stack.callback(self._outlet.close)
             for pattern in filters:
                 needs = await stack.enter_async_context(self._link.subscribe(pattern, qos=0, limit=4096))
                 group.create_task(self._listen(needs, group), name=f"needs-{pattern}")
@@ -167,8 +170,9 @@ class Sender:
             if len(device.pending) >= MAX_PENDING:
                 break
             device.pending.setdefault((need.session, need.sha256, index), need)
-        if device.pending and not device.serving:
-            device.serving = True
+        lanes = min(len(device.pending), 1 if need.max_rate else LANES)
+        while device.lanes < lanes:
+            device.lanes += 1
             group.create_task(self._serve(name, device), name=f"send-{name}")
 
     def _device(self, name: str) -> _Device | None:
@@ -177,7 +181,7 @@ class Sender:
         device = self._devices.get(name)
         if device is None:
             if len(self._devices) >= MAX_DEVICES:
-                self._devices = {other: one for other, one in self._devices.items() if one.serving or now - one.at < IDLE_S}
+                self._devices = {other: one for other, one in self._devices.items() if one.lanes or now - one.at < IDLE_S}
             if len(self._devices) >= MAX_DEVICES:
                 return None
             device = self._devices[name] = _Device(TokenBucket(0, 0, now), now)
@@ -200,7 +204,7 @@ class Sender:
             device.pending.clear()
             log.info("sending to %s stops until it asks again: %s", name, error)
         finally:
-            device.serving = False
+            device.lanes -= 1
 
 
 def _about(need: Need, key: Key) -> bool:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from toprope_edge.http_road import HttpRoad
-from toprope_edge.partial import Checked, Memory, Target, chunks_in, drop_abandoned, partial_file
+from toprope_edge.partial import Checked, Memory, Target, drop_abandoned, partial_file
 from toprope_edge.pull import LISTEN_S, Fetch, Pull
 from toprope_edge.transfer import Progress, Transfers
 from toprope_edge.window import FIRST_TIMEOUT_S
@@ -168,14 +167,13 @@ class Downloader:
         await asyncio.to_thread(drop_abandoned, self._partial, path, self._clock.now() - ABANDONED_S)
         begun = self.reserved(digest) > 0  # a new file holds nothing that would have to be hashed
         async with partial_file(path, table.length) as file:
-            have = await asyncio.to_thread(chunks_in, file, table) if begun else set[int]()
-            if have:
-                log.info("%s… resumes with %d of %d chunks", digest[:12], len(have), table.count)
             target = Checked(file, table)
-            await self._bring(digest, set(range(table.count)) - have, target, delta=delta)
-            await target.settled()
-            await asyncio.to_thread(os.fsync, file.fileno())
-            whole = await asyncio.to_thread(sha256_file, path)
+            if begun:
+                await asyncio.to_thread(target.look)
+            if target.have:
+                log.info("%s… resumes with %d of %d chunks", digest[:12], len(target.have), table.count)
+            await self._bring(digest, set(range(table.count)) - target.have, target, delta=delta)
+            whole = await target.finish()
         if whole != digest:
             path.unlink()
             raise IntegrityError(f"the artifact {digest[:12]}… does not have its digest though all chunks do")

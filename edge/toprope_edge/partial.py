@@ -1,12 +1,14 @@
 """Where chunks go as they come: memory for what is small, a partial file for the rest.
 
 A chunk of a big artifact is held against the chunk manifest before it is written. The partial file is its own bitmap: after
-a restart every chunk in it is hashed again, so nothing has to be believed.
+a restart every chunk in it is hashed again, so nothing has to be believed. The whole file's digest grows along the file's
+finished beginning while more comes; it is taken of what the file gives back, not of what was written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -35,7 +37,7 @@ class Target(Protocol):
     length: int
     proves: bool
 
-    def write(self, index: int, chunk: bytes) -> bool:
+    def write(self, index: int, chunk: bytes | memoryview) -> bool:
         """Return whether the chunk was taken.
 
         Raises:
@@ -60,7 +62,7 @@ class Memory:
         self.length = length
         self.data = bytearray(length)
 
-    def write(self, index: int, chunk: bytes) -> bool:
+    def write(self, index: int, chunk: bytes | memoryview) -> bool:
         start = index * self.chunk_bytes
         if len(chunk) != min(self.chunk_bytes, self.length - start):
             return False
@@ -72,20 +74,36 @@ class Memory:
 
 
 class Checked:
-    """A file whose chunks are checked before they are written."""
+    """A file whose chunks are checked before they are written.
+
+    Attributes:
+        have: the chunks that stand in the file as they were signed.
+    """
 
     proves = True
 
     def __init__(self, file: BinaryIO, table: ChunkManifest) -> None:
         self.chunk_bytes = table.chunk_bytes
         self.length = table.length
+        self.have: set[int] = set()
         self._file = file
         self._table = table
+        self._whole, self._hashed = hashlib.sha256(), 0  # chunks, from the first on; only one thread at a time goes on
         self._unsynced = 0
         self._synced_at: float | None = None
         self._syncing: asyncio.Task[None] | None = None
 
-    def write(self, index: int, chunk: bytes) -> bool:
+    def look(self) -> None:
+        """Find what stands in the file already; to be called before the first chunk comes, and away from the event loop."""
+        for index in range(self._table.count):
+            chunk = self._read(self._file.fileno(), index)
+            if self._table.holds(index, chunk):
+                self.have.add(index)
+                if index == self._hashed:
+                    self._whole.update(chunk)
+                    self._hashed += 1
+
+    def write(self, index: int, chunk: bytes | memoryview) -> bool:
         if not self._table.holds(index, chunk):
             log.warning("chunk %d is not what was signed; it is asked for again", index)
             return False
@@ -93,16 +111,17 @@ class Checked:
         if written != len(chunk):
             raise OSError(f"the disk took {written} of {len(chunk)} bytes")
         self._unsynced += len(chunk)
+        self.have.add(index)
         return True
 
     async def settle(self, now: float) -> None:
-        """Sync in a thread while more comes; when the one before has not ended it is waited for, so the disk sets the pace."""
+        """Sync and hash in a thread while more comes; the one before is waited for, so the disk sets the pace."""
         if self._synced_at is None:
             self._synced_at = now
         if self._unsynced and (self._unsynced >= SYNC_BYTES or now - self._synced_at >= SYNC_S):
             await self.settled()
             self._unsynced, self._synced_at = 0, now
-            self._syncing = asyncio.create_task(asyncio.to_thread(_sync, os.dup(self._file.fileno())))
+            self._syncing = asyncio.create_task(asyncio.to_thread(self._go_on, os.dup(self._file.fileno())))
 
     async def settled(self) -> None:
         """Wait for the sync under way.
@@ -113,13 +132,32 @@ class Checked:
         if self._syncing is not None:
             await self._syncing
 
+    async def finish(self) -> str:
+        """Return the SHA-256 of the file, as hex, once all of it is durable.
 
-def _sync(descriptor: int) -> None:
-    """Sync a file by a descriptor of its own: the file may be closed before a cancelled fetch's sync has ended."""
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
+        Raises:
+            OSError: the disk did not take it, or does not give it back.
+        """
+        await self.settled()
+        await asyncio.to_thread(self._go_on, os.dup(self._file.fileno()))
+        return self._whole.hexdigest()
+
+    def _go_on(self, descriptor: int) -> None:
+        """Sync, then hash on, by a descriptor of its own: the file may be closed before a cancelled fetch's sync has ended."""
+        try:
+            os.fdatasync(descriptor)
+            while self._hashed in self.have:
+                self._whole.update(self._read(descriptor, self._hashed))
+                self._hashed += 1
+        finally:
+            os.close(descriptor)
+
+    def _read(self, descriptor: int, index: int) -> bytes:
+        size = self._table.size(index)
+        chunk = os.pread(descriptor, size, index * self._table.chunk_bytes)
+        if len(chunk) != size:
+            raise OSError(f"the disk gave {len(chunk)} of {size} bytes")
+        return chunk
 
 
 @asynccontextmanager
@@ -157,9 +195,3 @@ def drop_abandoned(folder: Path, wanted: Path, before: float) -> None:
         if path != wanted and path.stat().st_mtime < before:
             log.info("%s… was never finished and is dropped", path.name[:12])
             path.unlink()
-
-
-def chunks_in(file: BinaryIO, table: ChunkManifest) -> set[int]:
-    """Return the chunks that stand in the file as they were signed."""
-    file.seek(0)
-    return {index for index in range(table.count) if table.holds(index, file.read(table.size(index)))}

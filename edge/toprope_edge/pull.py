@@ -63,7 +63,7 @@ class Fetch:
         """Return the length of a chunk in bytes."""
         return min(self.target.chunk_bytes, self.target.length - index * self.target.chunk_bytes)
 
-    def take(self, road: Road, index: int, chunk: bytes) -> bool:
+    def take(self, road: Road, index: int, chunk: bytes | memoryview) -> bool:
         """Take a chunk in when it is missing and holds; say whether it did.
 
         Raises:
@@ -121,6 +121,7 @@ class Pull:
         self._rng = rng
         self._max_rate = max_rate
         self._sha256 = bytes.fromhex(fetch.digest)
+        self._mine, self._announced = topics.chunks(device), topics.announce(fetch.digest)
         self._session = rng.getrandbits(64)
         self._nonce = 0
         self._window = Window(fetch.clock.steady(), rng, first_timeout_s)
@@ -139,7 +140,7 @@ class Pull:
             LinkError: nothing came of `patience` windows in a row.
             OSError: the disk does not take what came.
         """
-        patterns = [self._topics.chunks(self._device)]
+        patterns = [self._mine]
         if self._fetch.target.proves:
             patterns.append(self._topics.broadcasts(self._fetch.digest))
         self._knows_connection = self._link.connected
@@ -220,10 +221,11 @@ class Pull:
 
     def _hear(self, message: Message, now: float) -> None:
         try:
-            if message.topic == self._topics.announce(self._fetch.digest):
+            if message.topic == self._announced:
                 self._obey(Announce.parse(message.payload), now)
             else:
-                self._take(Data.parse(message.payload), message.topic == self._topics.chunks(self._device), now)
+                data = Data.parse(message.payload, proved=self._fetch.target.proves)
+                self._take(data, message.topic == self._mine, now)
         except InputError as error:
             log.warning("passed over: %s", error)
 

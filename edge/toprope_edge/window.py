@@ -7,7 +7,7 @@ trips and a second; after each failure it is drawn from a doubling range up to a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from toprope_shared.chunks import MAX_BITMAP_BITS
 
@@ -32,6 +32,9 @@ class Window:
         self._rng = rng
         self._first_timeout_s = first_timeout_s
         self._asked: dict[int, float] = {}
+        # What was missing when asking began (anew), ascending, and the place before which there is nothing more to ask for.
+        self._order: list[int] | None = None
+        self._at = 0
         self._again: set[int] = set()
         self._clean = 0
         self._progress = True
@@ -43,12 +46,29 @@ class Window:
         """The steady time at which the window counts as failed."""
         return self._since + self._wait_s
 
-    def next(self, missing: Iterable[int]) -> list[int]:
-        """Return the chunks to ask for now, ascending; none while more than half of the window is on its way."""
+    def next(self, missing: Collection[int]) -> list[int]:
+        """Return the chunks to ask for now, ascending; none while more than half of the window is on its way.
+
+        Args:
+            missing: may only shrink from call to call; sorted once, so that a call costs a window and not the whole file.
+        """
         if len(self._asked) > self.size // 2:
             return []
-        found = sorted(index for index in missing if index not in self._asked)[: self.size - len(self._asked)]
-        return [index for index in found if index - found[0] < MAX_BITMAP_BITS]
+        if self._order is None:
+            self._order, self._at = sorted(missing), 0
+        found: list[int] = []
+        for place in range(self._at, len(self._order)):
+            index = self._order[place]
+            if index in self._asked or index not in missing:
+                continue
+            if not found:
+                self._at = place
+            elif index - found[0] >= MAX_BITMAP_BITS:
+                break
+            found.append(index)
+            if len(found) == self.size - len(self._asked):
+                break
+        return found
 
     def asked(self, indexes: Iterable[int], now: float) -> None:
         """Note that these chunks were asked for."""
@@ -80,18 +100,22 @@ class Window:
         """Note that nothing came until `until`: everything may be asked for again."""
         self.size, self._clean = max(LEAST_WINDOW, self.size // 2), 0
         self._again.update(self._asked)
-        self._asked.clear()
+        self._forget()
         self._fail(now)
 
     def cut(self, now: float) -> None:
         """Note a new connection: what was on its way is lost. It is a failure only when nothing came since the one before."""
-        self._asked.clear()
         self._again.clear()
+        self._forget()
         self._clean = 0
         if self._progress:
             self._progress, self._since = False, now
         else:
             self._fail(now)
+
+    def _forget(self) -> None:
+        self._asked.clear()
+        self._order = None
 
     def _fail(self, now: float) -> None:
         self.failures += 1

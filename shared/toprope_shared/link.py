@@ -34,6 +34,7 @@ RENEW_S = 20.0
 RETAINED_TIMEOUT_S = 10.0
 MAX_QUEUED_OUT = 1000
 MAX_IN_FLIGHT = 64
+MAX_KNOWN_TOPICS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,11 @@ class Address:
 class Subscription:
     """The messages of one filter, as an async iterator; the oldest is dropped when nobody reads."""
 
-    def __init__(self, pattern: str, qos: int, limit: int) -> None:
+    def __init__(self, pattern: str, qos: int, limit: int, heard: asyncio.Event | None = None) -> None:
         self.pattern = pattern
         self.qos = qos
         self._queue: asyncio.Queue[Message] = asyncio.Queue(limit)
+        self._heard = heard
         self.dropped = 0
 
     def put(self, message: Message) -> None:
@@ -97,6 +99,12 @@ class Subscription:
             self._queue.get_nowait()
             self.dropped += 1
         self._queue.put_nowait(message)
+        if self._heard is not None:
+            self._heard.set()
+
+    def get_nowait(self) -> Message | None:
+        """Return the next message when it has come."""
+        return None if self._queue.empty() else self._queue.get_nowait()
 
     async def get(self) -> Message:
         """Wait for the next message."""
@@ -135,6 +143,7 @@ class Link:
         self._delay_s = FIRST_DELAY_S
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._subscriptions: list[Subscription] = []
+        self._readers: dict[str, tuple[Subscription, ...]] = {}  # by topic, as `_deliver` has found them
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._lost_with_the_link: set[int] = set()  # those at QoS 0: paho sends them on no other connection
         self._up = asyncio.Event()
@@ -210,16 +219,27 @@ class Link:
             yield seen
 
     @asynccontextmanager
-    async def subscribe(self, pattern: str, *, qos: int = 1, limit: int = 1024) -> AsyncIterator[Subscription]:
-        """Subscribe for as long as the context lasts, over reconnects."""
-        subscription = Subscription(pattern, qos, limit)
+    async def subscribe(
+        self, pattern: str, *, qos: int = 1, limit: int = 1024, heard: asyncio.Event | None = None
+    ) -> AsyncIterator[Subscription]:
+        """Subscribe for as long as the context lasts, over reconnects.
+
+        Args:
+            pattern: MQTT's topic filter.
+            qos: at most 1.
+            limit: messages that wait for a reader.
+            heard: set with every message, for who waits for several subscriptions at once.
+        """
+        subscription = Subscription(pattern, qos, limit, heard)
         self._subscriptions.append(subscription)
+        self._readers.clear()
         if self.connected:
             self._client.subscribe(pattern, qos)
         try:
             yield subscription
         finally:
             self._subscriptions.remove(subscription)
+            self._readers.clear()
             if self.connected and all(other.pattern != pattern for other in self._subscriptions):
                 self._client.unsubscribe(pattern)
 
@@ -351,9 +371,14 @@ class Link:
                 done.set_exception(LinkError("the connection was cut before the broker took the message"))
 
     def _deliver(self, message: Message) -> None:
-        for subscription in self._subscriptions:
-            if topic_matches_sub(subscription.pattern, message.topic):
-                subscription.put(message)
+        readers = self._readers.get(message.topic)
+        if readers is None:
+            if len(self._readers) >= MAX_KNOWN_TOPICS:
+                self._readers.clear()
+            readers = tuple(one for one in self._subscriptions if topic_matches_sub(one.pattern, message.topic))
+            self._readers[message.topic] = readers
+        for subscription in readers:
+            subscription.put(message)
 
     def _acknowledge(self, mid: int) -> None:
         done = self._waiting.pop(mid, None)

@@ -169,3 +169,32 @@ def test_whatever_happens_the_window_stays_within_its_bounds(events: list[str], 
             one.expired(now) if event == "expire" else one.cut(now)
             flying.clear()
         assert LEAST_WINDOW <= one.size <= MOST_WINDOW
+
+
+class Counted(set[int]):
+    """Counts how often it is looked at."""
+
+    looks = 0
+
+    def __contains__(self, index: object) -> bool:
+        self.looks += 1
+        return super().__contains__(index)
+
+
+def test_asking_for_a_big_file_looks_at_each_chunk_about_once() -> None:
+    one, missing = window(), Counted(range(20_000))
+    while missing:
+        wanted = one.next(missing)
+        one.asked(wanted, 0.0)
+        for index in wanted:
+            missing.discard(index)
+            one.came(index, 0.1)
+    assert missing.looks <= 2 * 20_000
+
+
+def test_what_a_question_did_not_reach_is_asked_for_again() -> None:
+    one = window()
+    assert one.next(MANY) == one.next(MANY)
+    one.asked(one.next(MANY), 0.0)
+    one.cut(1.0)
+    assert one.next(MANY) == list(range(FIRST_WINDOW))
