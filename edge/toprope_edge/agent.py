@@ -21,15 +21,18 @@ from toprope_edge.choosing import thread_options
 from toprope_edge.cloud_way import open_way
 from toprope_edge.download import Downloader
 from toprope_edge.http_road import HttpRoad
-from toprope_edge.journal import Journal
 from toprope_edge.metadata import HttpSource, MqttSource
 from toprope_edge.observer import Observer, Watched
+from toprope_edge.refuge import Opened, open_state
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
-from toprope_edge.settings import NONE, EdgeSettings, Enrolment, lock_state, read_enrolment, socket_path, state_folder
+from toprope_edge.settings import NONE, EdgeSettings, Enrolment, read_enrolment, socket_path, state_folder
+from toprope_edge.status import status_route
+from toprope_edge.telemetry import Counting, Counts, CountsCollector, Teller
 from toprope_edge.transfer import Progress, Transfers
 from toprope_edge.trust_keeper import TrustKeeper
 from toprope_edge.update import Probation, UpdateRunner
+from toprope_edge.watchdog import READY, STOPPING, Notifier, beat, door_answers
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.engines import Engine, find_engines
@@ -54,8 +57,8 @@ REFRESH_S = 600.0
 RETRY_S = 5.0
 
 
-async def run(settings: EdgeSettings, home: Path) -> None:
-    """Run the agent until SIGTERM or SIGINT.
+async def run(settings: EdgeSettings, home: Path, notifier: Notifier) -> None:
+    """Run the agent until SIGTERM or SIGINT; whoever started it hears of it through `notifier`.
 
     Raises:
         InputError: the device is not enrolled, the port is taken, or another agent runs on the same state.
@@ -64,17 +67,20 @@ async def run(settings: EdgeSettings, home: Path) -> None:
     state = state_folder(settings, home)
     sock = listen(settings.host, settings.port)
     async with AsyncExitStack() as stack:
-        lock_state(state, stack)
-        journal = Journal(state / "journal.sqlite")
-        stack.callback(journal.close)
-        agent = Agent(settings, credentials, root, state, journal)
-        await agent.run((sock, *_unix_sockets(settings, state, stack)), stack)
+        opened = open_state(state, stack)
+        agent = Agent(settings, credentials, root, opened, notifier)
+        await agent.run((sock, *_unix_sockets(settings, opened.folder, stack)), stack)
 
 
 class Agent:
     """The parts of one running agent."""
 
-    def __init__(self, settings: EdgeSettings, credentials: Enrolment, root: bytes, state: Path, journal: Journal) -> None:
+    def __init__(
+        self, settings: EdgeSettings, credentials: Enrolment, root: bytes, opened: Opened, notifier: Notifier
+    ) -> None:
+        state, journal = opened.folder, opened.journal
+        self._frozen = opened.frozen
+        self._notifier = notifier
         self._settings = settings
         self._journal = journal
         self._topics = Topics(settings.topic_prefix)
@@ -186,13 +192,19 @@ class Agent:
             self._runtime, catalogue, way.client, site=way.site, spool=way.spool, tokens=way.tokens, clock=self._clock
         )
         seen = Observer(router, self._runtime, self._watched)
-        plane = DataPlane(seen, metrics=Metrics(self._registry), clock=self._clock)
+        counts = Counts(self._runtime.manifest)
+        self._registry.register(CountsCollector(counts))
+        plane = DataPlane(Counting(seen, counts), metrics=Metrics(self._registry), clock=self._clock)
         stop = _stop_on_signals()
-        self._url = "http://{}:{}".format(*socks[0].getsockname()[:2])
+        host, port = socks[0].getsockname()[:2]
+        self._url = f"http://{host}:{port}"
+        status = status_route(self._state, lambda: self._link.connected, counts, self._frozen)
         await stack.enter_async_context(self._link)
         async with asyncio.TaskGroup() as group:
             parts = (
-                serve(build_app(plane), *socks),
+                serve(build_app(plane, status), *socks, ready=self._say_ready),
+                beat(self._notifier, lambda: door_answers(host, port)),
+                self._teller(counts).run(),
                 self._wake_on_connections(),
                 self._wake_on_hints(),
                 self._follow(),
@@ -204,8 +216,16 @@ class Agent:
             log.info("%s answers on %s with %s", self._device, self._url, ", ".join(self._engines) or "no engine")
             await stop.wait()
             log.info("stopping")
+            self._notifier.send(STOPPING)
             for task in tasks:
                 task.cancel()
+
+    def _say_ready(self) -> None:
+        self._notifier.send(READY, f"STATUS={self._device} answers on {self._url}")
+
+    def _teller(self, counts: Counts) -> Teller:
+        topic, every_s = self._topics.telemetry(self._device), self._settings.telemetry_seconds
+        return Teller(counts, self._link, topic, self._device, self._session, every_s=every_s, clock=self._clock)
 
     async def _wake_on_connections(self) -> None:
         async for _ in self._link.connections():
@@ -249,7 +269,7 @@ class Agent:
             log.log(level, "the rollout of %s can't be followed now: %s", self._settings.channel, error)
             return False
         fresh = verdict is Verdict.FRESH
-        if rollout is not None and (fresh or self._still_authorised(rollout)):
+        if rollout is not None and not self._frozen and (fresh or self._still_authorised(rollout)):
             self._updates.follow(rollout, self._settings.models or None)
         return fresh
 

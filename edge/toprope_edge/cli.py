@@ -38,8 +38,11 @@ def run(
     settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
 ) -> None:
     """Fetch, verify, try out and run models, and answer on a local URL until stopped."""
+    import os
+
     from toprope_edge import agent, workers
     from toprope_edge.settings import EdgeSettings
+    from toprope_edge.watchdog import Notifier
     from toprope_shared.cli import setup_logging
     from toprope_shared.serving import app as serving
     from toprope_shared.settings import home, load
@@ -62,7 +65,7 @@ def run(
     }
     settings = load(EdgeSettings, "edge", flags, file=settings_file)
     setup_logging(settings.log_level)
-    serving.run(agent.run(settings, home()))
+    serving.run(agent.run(settings, home(), Notifier.of(os.environ)))
     workers.leave_stuck_threads(0)
 
 

@@ -51,6 +51,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         memory_budget: MiB that all open models may take together; 0 is no limit. The least recently used make room.
         pinned: models that are never closed to make room.
         quick_us: a call that is expected to take fewer microseconds runs on the event loop; 0 is none.
+        telemetry_seconds: seconds between two messages of counts and histograms; 0 sends none.
         stale_after: seconds without fresh trust metadata after which the device raises the alarm.
         http_after: seconds without fresh trust metadata from the broker after which the cloud is asked over HTTP.
     """
@@ -84,6 +85,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quick_us: Annotated[int, msgspec.Meta(ge=0)] = 300
     stale_after: float = 86_400.0
     http_after: float = 60.0
+    telemetry_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     topic_prefix: str = PREFIX
     log_level: str = "info"
 
@@ -131,14 +133,16 @@ def read_enrolment(settings: EdgeSettings, home: Path) -> tuple[Enrolment, bytes
     return credentials, root
 
 
-def lock_state(state: Path, stack: ExitStack | AsyncExitStack) -> None:
-    """Hold the state folder for this process until the stack closes.
+def lock_state(state: Path, stack: ExitStack | AsyncExitStack, *, writable: bool = True) -> None:
+    """Hold the state folder for this process until the stack closes; one that can't be written must have its lock already.
 
     Raises:
         InputError: another agent holds it.
+        OSError: it can't be made or opened.
     """
-    state.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((state / "lock").open("w"))
+    if writable:
+        state.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((state / "lock").open("w" if writable else "r"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
