@@ -124,6 +124,10 @@ class CloudClient:
     ) -> None:
         await self._wire.__aexit__(kind, error, trace)
 
+    async def warm(self) -> None:
+        """Import what the first call needs, beside the event loop, so that its caller's time is not spent on that."""
+        await self._wire.warm()
+
     def refusal(self, request: InferenceRequest, reason: Reason = Reason.FORCED) -> CloudError | None:
         """Return why the cloud would not be asked this now; None when it would. Sends nothing.
 

@@ -2,27 +2,32 @@
 
 Keeps connections alive and knows nothing of breakers or deadlines. What goes wrong on the way, and what the cloud says with
 its status, becomes a `CloudError` with a reason; what the cloud says about the caller's request stays the caller's error.
+aiohttp is imported in a worker thread, see `CloudWire.warm`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import importlib
 import math
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from toprope_shared.errors import LinkError, NotFoundError, RequestError
 from toprope_shared.inference import CloudReason, InferenceRequest, InferenceResponse
 from toprope_shared.serving.binary import decode_response
+
+if TYPE_CHECKING:  # a tenth of a bare agent's memory and time: imported by `CloudWire.warm`, or the first call
+    import aiohttp
 
 # Below the 5 s after which uvicorn closes an idle connection: whoever closes first does not meet a closed one.
 IDLE_S = 4.0
@@ -98,21 +103,39 @@ class CloudWire:
         self._connect_s = connect_s
         self._max_bytes = max_bytes
         self._session: aiohttp.ClientSession | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=self._tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-        )
+        self._entered = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        session, self._session = self._session, None
+        session, self._session, self._entered = self._session, None, False
         if session is not None:
             await session.close()
+
+    async def warm(self) -> None:
+        """Make ready to send; the first call does it otherwise, in its own time. Connects to nothing."""
+        await self._opened()
+
+    async def _opened(self) -> aiohttp.ClientSession:
+        if not self._entered:
+            raise RuntimeError("the way to the cloud is used outside `async with`")
+        if self._session is None:
+            await asyncio.to_thread(importlib.import_module, "aiohttp")
+            self._session = self._session or self._make_session()  # another call may have waited too
+        return self._session
+
+    def _make_session(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+        )
 
     async def send(
         self,
@@ -131,17 +154,31 @@ class CloudWire:
         Raises:
             CloudError: there was no whole answer in time.
         """
-        if self._session is None:
-            raise RuntimeError("the way to the cloud is used outside `async with`")
+        session = self._session
+        if session is None:
+            session, left_s = await self._opened_within(left_s)
+        import aiohttp
+        from yarl import URL
+
         timeout = aiohttp.ClientTimeout(total=left_s, connect=min(self._connect_s, left_s))
         url = URL(self._url + path, encoded=True)
         try:
-            async with self._session.request(
+            async with session.request(
                 method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 return Reply(response.status, response.headers.copy(), await self._read(response))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _explain(error, short=left_s <= self._connect_s) from error
+
+    async def _opened_within(self, left_s: float) -> tuple[aiohttp.ClientSession, float]:
+        """Return the session and the seconds that are left after it was opened."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                session = await self._opened()
+        except TimeoutError as error:
+            raise CloudError("the time was over before the first call was ready", CloudReason.CLOUD_TIMEOUT) from error
+        return session, left_s - (time.monotonic() - began)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts: list[bytes] = []
@@ -220,6 +257,8 @@ def _retry_after_s(reply: Reply) -> int:
 
 
 def _explain(error: aiohttp.ClientError | TimeoutError, *, short: bool) -> CloudError:
+    import aiohttp
+
     if isinstance(error, aiohttp.ClientSSLError):
         return CloudError(f"the cloud's certificate or TLS is not accepted: {error}", CloudReason.CLOUD_ERROR)
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import logging
 from collections.abc import Iterable
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from toprope_edge.pull import Fetch
 from toprope_edge.transfer import Road
 from toprope_edge.window import MOST_WINDOW
 from toprope_shared.errors import LinkError
+
+if TYPE_CHECKING:  # imported by the first fetch over this road, in a worker thread
+    import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,9 @@ class HttpRoad:
             LinkError: the cloud is away, refuses, or sends something else.
             OSError: the disk does not take what came.
         """
+        await asyncio.to_thread(importlib.import_module, "aiohttp")
+        import aiohttp
+
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._chunk_s)
         try:
             async with aiohttp.ClientSession(timeout=timeout, headers=self._auth, auto_decompress=False) as session:

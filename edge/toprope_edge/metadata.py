@@ -10,9 +10,9 @@ import asyncio
 import re
 import time
 from concurrent.futures import Future
+from functools import cached_property
+from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-import urllib3
 
 from toprope_shared.digest import sha256
 from toprope_shared.errors import InputError, LinkError
@@ -20,6 +20,9 @@ from toprope_shared.link import RETAINED_TIMEOUT_S, Link
 from toprope_shared.messages import Head, decode
 from toprope_shared.topics import Topics
 from toprope_shared.verdicts import MAX_FILE_BYTES
+
+if TYPE_CHECKING:  # imported by the first read over HTTP, in the worker thread that reads
+    import urllib3
 
 MARGIN_S = 2.0
 NEWEST = 0  # the level in the place of the version where a repository has only one file for a role
@@ -81,8 +84,13 @@ class HttpSource:
 
     def __init__(self, base_url: str) -> None:
         self._base = base_url if base_url.endswith("/") else f"{base_url}/"
+
+    @cached_property
+    def _pool(self) -> urllib3.PoolManager:
+        import urllib3
+
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-        self._pool = urllib3.PoolManager(retries=False, timeout=timeout)
+        return urllib3.PoolManager(retries=False, timeout=timeout)
 
     def get(self, role: str, version: int | None) -> bytes:
         """Return a role's metadata; see `trusted.MetadataSource.get`."""
@@ -96,6 +104,8 @@ class HttpSource:
             FileNotFoundError: the server says that there is no such file.
             LinkError: it can't be had now, or drips for longer than `TOTAL_TIMEOUT_S`.
         """
+        import urllib3
+
         url = self._base + path
         try:
             answer = self._pool.request("GET", url, preload_content=False)

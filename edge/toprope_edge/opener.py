@@ -17,7 +17,7 @@ from toprope_edge.loaded import Loaded
 from toprope_edge.memory import rss, trim
 from toprope_edge.workers import Workers
 from toprope_shared.blobs import Blobs
-from toprope_shared.engines import Engine, Session
+from toprope_shared.engines import Engine, Session, import_now
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Manifest, Variant
 from toprope_shared.tensors import Array, TensorSpec
@@ -112,6 +112,7 @@ class Opener:
             raise RuntimeMissingError(f"the engine {engine} is not on this device; it has {here}", engine=engine)
         if chosen.format != variant.format:
             raise LoadError(f"{engine} opens {chosen.format} files and the variant {variant.name} is {variant.format}")
+        import_now(chosen)  # the first open of an engine imports it, which is no cost of the session
         before, started = rss(), time.perf_counter()
         data = self._blobs.read(variant.artifact.sha256)
         session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=self._instances)

@@ -137,13 +137,18 @@ def _version(distribution: str) -> str:
 
 def check_engines() -> list[Finding]:
     """Say which engines run here; one is enough."""
-    from toprope_shared.engines import find_engines
+    from toprope_shared.engines import find_engines, import_now
+    from toprope_shared.errors import LoadError
 
     found, missing = find_engines()
-    findings = [
-        Finding("engines", Level.OK, f"engine {name} {engine.version} ({engine.format} files)")
-        for name, engine in found.items()
-    ]
+    findings = []
+    for name, engine in found.items():
+        try:
+            import_now(engine)
+        except LoadError as error:
+            findings.append(Finding("engines", Level.ERROR, f"engine {name} is broken", str(error)))
+        else:
+            findings.append(Finding("engines", Level.OK, f"engine {name} {engine.version} ({engine.format} files)"))
     # Without an engine of its own the device still answers with another, so a missing one is no fault.
     findings += [Finding("engines", Level.WARNING, f"engine {gap.name} can't be used", gap.why) for gap in missing]
     if not found:

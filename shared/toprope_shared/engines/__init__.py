@@ -9,6 +9,7 @@ from toprope_shared.engines.base import (
     WholeEngine,
     find_engine,
     find_engines,
+    import_now,
     installed,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "WholeEngine",
     "find_engine",
     "find_engines",
+    "import_now",
     "installed",
 ]

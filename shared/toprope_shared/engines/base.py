@@ -1,14 +1,17 @@
 """What an engine is, and which of them this machine has.
 
-An engine is imported only when it is asked for: a device with one engine never pays for the others.
+An engine is imported when it opens its first file: a device whose models need one engine never pays for the others. One that
+is installed and broken says so then.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +19,8 @@ import numpy as np
 from toprope_shared.errors import InputError, LoadError, RequestError
 from toprope_shared.manifest import Format
 from toprope_shared.tensors import Array, Tensors, TensorSpec, datatype_of
+
+logger = logging.getLogger(__name__)
 
 
 class Session(Protocol):
@@ -38,9 +43,17 @@ class Session(Protocol):
 class Engine(Protocol):
     """Opens variants of one format."""
 
-    name: str
-    format: Format
-    version: str
+    @property
+    def name(self) -> str:
+        """One of `ENGINE_NAMES`."""
+
+    @property
+    def format(self) -> Format:
+        """The format that it opens."""
+
+    @property
+    def version(self) -> str:
+        """The version of its package."""
 
     def open(
         self,
@@ -119,7 +132,7 @@ class Missing:
 
 
 def find_engines(names: Iterable[str] | None = None) -> tuple[dict[str, Engine], tuple[Missing, ...]]:
-    """Return the usable engines among `names` (all when None) and why the others are not.
+    """Return the usable engines among `names` (all when None) and why the others are not; imports none of them.
 
     Raises:
         InputError: a name is not an engine's.
@@ -134,7 +147,7 @@ def find_engines(names: Iterable[str] | None = None) -> tuple[dict[str, Engine],
         if why:
             missing.append(Missing(name, why))
         else:
-            found[name] = _made(_KNOWN[name])
+            found[name] = _Awaited(name, _KNOWN[name])
     return found, tuple(missing)
 
 
@@ -150,19 +163,75 @@ def find_engine(name: str) -> WholeEngine:
 
     Raises:
         InputError: the name is not an engine's.
-        LoadError: this machine does not have it; the text says what to do.
+        LoadError: this machine does not have it, or it can't be imported; the text says what to do.
     """
     if name not in _KNOWN:
         raise InputError(f"there is no engine {name!r}; choose among {', '.join(ENGINE_NAMES)}")
     why = _why_missing(name, _KNOWN[name])
     if why:
         raise LoadError(why)
-    return _made(_KNOWN[name])
+    return _made(name, _KNOWN[name])
 
 
-def _made(known: _Known) -> WholeEngine:
-    engine: WholeEngine = getattr(importlib.import_module(known.module), known.cls)()
+def import_now(engine: Engine) -> None:
+    """Import an engine that `find_engines` has found, for who measures what comes after, or asks whether it is whole.
+
+    Raises:
+        LoadError: it is installed and can't be imported; the text says what to do.
+    """
+    if isinstance(engine, _Awaited):
+        _ = engine.engine
+
+
+def _made(name: str, known: _Known) -> WholeEngine:
+    try:
+        engine: WholeEngine = getattr(importlib.import_module(known.module), known.cls)()
+    except Exception as error:  # an extension that can't be loaded raises what it likes: ImportError, OSError, RuntimeError
+        raise LoadError(
+            f"{name} is installed and can't be imported ({error}); "
+            f"pip install --force-reinstall {known.distribution}, or leave it out with the setting engines"
+        ) from error
     return engine
+
+
+class _Awaited:
+    """An installed engine that is imported when it opens its first file."""
+
+    def __init__(self, name: str, known: _Known) -> None:
+        self.name = name
+        self.format = known.format
+        self._known = known
+
+    @property
+    def version(self) -> str:
+        if "engine" not in vars(self):
+            import importlib.metadata  # as slow as a small engine
+
+            try:
+                return importlib.metadata.version(self._known.distribution)
+            except importlib.metadata.PackageNotFoundError:
+                logger.debug("%s came with another package, which is imported to be asked for its version", self.name)
+        return self.engine.version
+
+    @cached_property
+    def engine(self) -> WholeEngine:
+        return _made(self.name, self._known)
+
+    def open(
+        self,
+        data: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int = 1,
+        instances: int = 1,
+    ) -> Session:
+        """Open a variant; see `Engine.open`. An engine that can't be imported is a `LoadError` too."""
+        return self.engine.open(data, inputs, outputs, threads=threads, instances=instances)
+
+    def open_as_is(self, data: bytes, *, threads: int = 1) -> Opened:
+        """Open a file as it is; see `WholeEngine.open_as_is`."""
+        return self.engine.open_as_is(data, threads=threads)
 
 
 def _why_missing(name: str, known: _Known) -> str:
