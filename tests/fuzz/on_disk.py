@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import zstandard
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from tests.fakes.releases import golden_bytes, onnx_bytes
 from tests.fakes.tensor_files import Tensors, tflite
@@ -19,7 +18,18 @@ from tests.fuzz.table import MIB, Target
 from toprope_cloud.keys import URIS, _uris
 from toprope_edge.settings import EdgeSettings
 from toprope_shared import deltas, settings
-from toprope_shared.deltas.layout import Limits, Plan, encode, read_plan, unpack
+from toprope_shared.deltas.coding import squeeze
+from toprope_shared.deltas.layout import (
+    HEADER_BYTES,
+    Header,
+    Limits,
+    Plan,
+    encode,
+    encode_header,
+    read_plan,
+    table_of,
+    unpack,
+)
 from toprope_shared.digest import sha256
 from toprope_shared.errors import InputError, IntegrityError, ProbeError
 from toprope_shared.golden import MAX_UNPACKED_BYTES, GoldenSet
@@ -27,9 +37,9 @@ from toprope_shared.signing import read_public
 from toprope_training.delta_regions import regions
 
 WANTED = 64 * 1024
+TABLE_BYTES = 4096
 # What `rebuilding` promises, and the two files of this test in memory.
 DELTA_BYTES = 32 * MIB
-_DELTA_HEAD = struct.Struct(">4sHH 32sQ 32sQ IIII")
 
 
 def targets() -> list[Target]:
@@ -59,7 +69,7 @@ def _deltas() -> list[Target]:
     delta = deltas.make(old, new, regions(old), regions(new))
     assert len(delta) < len(new)
     refused = (InputError, IntegrityError)
-    parts = ("layout.unpack", "layout.read_header", "layout.read_plan", "planes.decode_ratios")
+    parts = ("layout.read_header", "layout.read_plan", "planes.decode_ratios")
     return [
         Target(
             "deltas.file",
@@ -70,8 +80,17 @@ def _deltas() -> list[Target]:
             fixed=DELTA_BYTES,
             quick=False,
         ),
-        Target("deltas.header", deltas.read_header, refused, (delta[:104],)),
+        Target("deltas.header", deltas.read_header, refused, (delta[:HEADER_BYTES],)),
         Target("deltas.table", _table, refused, (_unpacked(delta),), (_prefixes(),), factor=0, fixed=DELTA_BYTES),
+        Target(
+            "deltas.packed",
+            _packed,
+            refused,
+            (squeeze(_unpacked(delta).ljust(TABLE_BYTES, b"\0"), b"", 19),),
+            covers=("deltas.layout.unpack",),
+            fixed=DELTA_BYTES,
+            quick=False,
+        ),
         Target("deltas.payload", _payload, refused, (_payload_of(delta),), fixed=DELTA_BYTES, quick=False),
     ]
 
@@ -83,9 +102,8 @@ def _plan(delta: bytes) -> tuple[Plan, int]:
 
 def _unpacked(delta: bytes) -> bytes:
     """Return the length of a delta's payloads, its counts of groups and sections, and its table unpacked."""
-    *_, groups, sections, unpacked, packed = _DELTA_HEAD.unpack_from(delta)
-    size = _DELTA_HEAD.size
-    return struct.pack(">HHH", len(_payload_of(delta)), groups, sections) + unpack(delta[size : size + packed], unpacked)
+    plan, _ = _plan(delta)
+    return struct.pack(">HHH", len(_payload_of(delta)), len(plan.groups), len(plan.sections)) + table_of(plan)
 
 
 def _prefixes() -> bytes:
@@ -94,14 +112,17 @@ def _prefixes() -> bytes:
 
 
 def _table(data: bytes) -> object:
-    """Read a delta with this table; header and compression are right."""
+    """Read a delta with this table, which stands as it is; the header is right."""
     payload, groups, sections = struct.unpack(">HHH", data[:6].ljust(6, b"\0"))
     table = data[6:]
-    packed = zstandard.ZstdCompressor(level=1).compress(table)
     old, new = _pair()
-    head = (b"TRDL", 1, 0, bytes(32), len(old), bytes(32), len(new), groups, sections, len(table), len(packed))
-    whole = _DELTA_HEAD.pack(*head) + packed + bytes(payload)
+    head = Header.of(sha256(old), len(old), sha256(new), len(new))
+    whole = encode_header(head, groups, sections, len(table), len(table)) + table + bytes(payload)
     return read_plan(io.BytesIO(whole), len(whole), Limits())
+
+
+def _packed(data: bytes) -> bytes:
+    return unpack(data, TABLE_BYTES)
 
 
 def _payload_of(delta: bytes) -> bytes:
@@ -122,8 +143,9 @@ def _payload(data: bytes) -> None:
 def _apply(data: bytes) -> None:
     file, out = house().path / "delta", house().path / "out"
     file.write_bytes(data)
-    deltas.apply(_base(), file, out, limits=Limits(target_bytes=WANTED))
-    assert sha256(out.read_bytes()) == sha256(_pair()[1])
+    wanted = sha256(_pair()[1])
+    deltas.apply(_base(), file, out, target=wanted, limits=Limits(target_bytes=WANTED))
+    assert sha256(out.read_bytes()) == wanted
 
 
 def _files() -> list[Target]:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.fakes.tensor_files import dense_layers, tflite
 
-from toprope_shared.deltas import Region, apply, read_header, worth_offering
+from toprope_shared.deltas import Region, apply, worth_offering
 from toprope_shared.digest import sha256_file
 from toprope_shared.errors import InputError, IntegrityError
 from toprope_training.delta_regions import make_delta, regions
@@ -32,7 +32,7 @@ def rebuilt(folder: Path, base: bytes, target: bytes) -> bytes:
         (folder / name).write_bytes(data)
     delta = make_delta(folder / "base", folder / "target")
     (folder / "delta").write_bytes(delta)
-    apply(folder / "base", folder / "delta", folder / "out", target=read_header(delta).target_sha256)
+    apply(folder / "base", folder / "delta", folder / "out", target=sha256_file(folder / "target"))
     assert (folder / "out").read_bytes() == target
     return delta
 
@@ -135,7 +135,7 @@ def test_a_delta_does_nothing_to_another_file_of_the_same_kind(tmp_path: Path) -
     rebuilt(tmp_path, tflite(TENSORS), tflite({"kernel": TENSORS["kernel"]}))
     before = sha256_file(tmp_path / "out")
     with pytest.raises(IntegrityError, match="needs the base"):
-        apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out")
+        apply(tmp_path / "target", tmp_path / "delta", tmp_path / "out", target=before)
     assert sha256_file(tmp_path / "out") == before
 
 

@@ -11,14 +11,14 @@ import numpy.typing as npt
 import zstandard
 
 from toprope_shared.deltas import planes
-from toprope_shared.deltas.layout import MAX_RATIOS, SHIFT, WINDOW_BYTES, Kind
+from toprope_shared.deltas.layout import FORMAT, MAX_RATIOS, SHIFT, WINDOW_BYTES, Kind
 from toprope_shared.deltas.pairing import Piece
 
 LEVEL = 19
 _QUICK_LEVEL = 3
 _THOROUGH_BYTES = 4 * 1024 * 1024  # longer pieces are tried at the quick level
 _LEAST_SCALED = 256
-_OWN_FRAME = 16  # bytes: what a frame of its own costs, with its row in the table
+_OWN_FRAME = 12  # bytes: what a frame of its own costs, with its row in the table
 _ROW = 3
 
 Numbers = npt.NDArray[Any]
@@ -78,7 +78,7 @@ def squeeze(data: bytes | memoryview, prefix: bytes, level: int, *, distant: boo
     most = WINDOW_BYTES.bit_length() - 1
     size = len(data) + len(prefix)
     settings = zstandard.ZstdCompressionParameters.from_level(
-        level, source_size=size, window_log=min(most, max(10, (size + 1).bit_length())), enable_ldm=distant
+        level, source_size=size, window_log=min(most, max(10, (size + 1).bit_length())), enable_ldm=distant, format=FORMAT
     )
     packed: bytes = zstandard.ZstdCompressor(dict_data=known, compression_params=settings).compress(data)
     return packed

@@ -1,10 +1,12 @@
 """What a delta file is, byte by byte: header, table, payloads. Reading one checks every number before anything uses it.
 
-    header   104 bytes, integers big-endian: magic "TRDL", version u16, zero u16; SHA-256 and length u64 of the base;
-             SHA-256 and length u64 of the target; groups u32, sections u32, table's length u32, its packed length u32
-    table    one zstd frame: varints (LEB128, unsigned), the groups first, then the sections
+    header   magic "TRDL", version u16 (big-endian); the first 8 bytes of the base's SHA-256 and of the target's; then varints
+             (LEB128, unsigned): length of the base, of the target, groups, sections, table's length, its packed length
+    table    varints, the groups first, then the sections; one zstd frame of them where that is shorter
     payloads one zstd frame for each group that has one, in the groups' order, to the end of the file
 
+Frames stand without zstd's magic number. The digests' beginnings only make a mistake plain early: the result is held against
+the whole digest that the caller has from a signed manifest.
 The target is its sections, one after the other. A section takes its bytes from its group: those of one group are coded as if
 they stood together, so that many small tensors share a frame. `docs/reference-delta.md` has the fields one by one.
 No disk but the stream that is read, no network, no clock.
@@ -22,17 +24,21 @@ import zstandard
 
 from toprope_shared.errors import InputError, IntegrityError
 
-VERSION = 1
+VERSION = 2
 WINDOW_BYTES = 8 * 1024 * 1024  # how far a frame may look back; zstd level 19's own choice for a large file
 PREFIX_BYTES = 4 * 1024 * 1024  # of the base, that a literal group may look back at
 WIDTHS = (1, 2, 4, 8)
 DIGIT_BITS = (2, 4, 8)
 MAX_RATIOS = 65_536
 SHIFT = 12  # a ratio of 1 is 1 << SHIFT
+FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 
-_HEADER = struct.Struct(">4sHH 32sQ 32sQ IIII")
+_HEAD = struct.Struct(">4sH8s8s")
 _MAGIC = b"TRDL"
+_BEGINS = 16  # hex digits
 _VARINT_BYTES = 9  # 63 bits
+_HEADER_NUMBERS = 6
+HEADER_BYTES = _HEAD.size + _HEADER_NUMBERS * _VARINT_BYTES  # at most
 FULL = "fetch the full file"
 AGAIN = f"fetch it again or {FULL}"
 
@@ -56,12 +62,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """From what the delta makes what: hex digests, lengths in bytes."""
+    """From what the delta makes what: the first 16 hex digits of their SHA-256, lengths in bytes."""
 
-    base_sha256: str
+    base_begins: str
     base_length: int
-    target_sha256: str
+    target_begins: str
     target_length: int
+
+    @classmethod
+    def of(cls, base_sha256: str, base_length: int, target_sha256: str, target_length: int) -> Header:
+        """Return the header for two files with these whole digests."""
+        return cls(base_sha256[:_BEGINS], base_length, target_sha256[:_BEGINS], target_length)
 
 
 class Kind(IntEnum):
@@ -115,7 +126,7 @@ class Plan:
 
 
 def read_header(data: bytes) -> Header:
-    """Read the header at the beginning of a delta, which says what it is made for.
+    """Read the header at the beginning of a delta (of at most `HEADER_BYTES`), which says what it is made for.
 
     Raises:
         InputError: it is no delta, or of a version that this one cannot read.
@@ -125,59 +136,24 @@ def read_header(data: bytes) -> Header:
 
 
 def encode(plan: Plan) -> bytes:
-    """Return header and packed table."""
-    table = _table(plan)
-    packed = zstandard.ZstdCompressor(level=19, write_content_size=False).compress(table)
-    head = plan.header
-    files = bytes.fromhex(head.base_sha256), head.base_length, bytes.fromhex(head.target_sha256), head.target_length
-    counts = len(plan.groups), len(plan.sections), len(table), len(packed)
-    return _HEADER.pack(_MAGIC, VERSION, 0, *files, *counts) + packed
+    """Return header and table."""
+    table = table_of(plan)
+    settings = zstandard.ZstdCompressionParameters.from_level(19, format=FORMAT, write_content_size=False)
+    packed = min(table, zstandard.ZstdCompressor(compression_params=settings).compress(table), key=len)
+    return encode_header(plan.header, len(plan.groups), len(plan.sections), len(table), len(packed)) + packed
 
 
-def read_plan(file: BinaryIO, length: int, limits: Limits) -> Plan:
-    """Read header and table from the beginning of a delta of `length` bytes; leave the file at the first payload.
-
-    Raises:
-        InputError: it is no delta, or of a version that this one cannot read.
-        IntegrityError: it is cut or damaged, its numbers contradict each other, or it asks for more than the limits.
-    """
-    header, (groups, sections, unpacked, packed) = _read_header(file.read(_HEADER.size))
-    for what, number, most in (
-        ("target", header.target_length, limits.target_bytes),
-        ("list of groups", groups, limits.sections),
-        ("list of sections", sections, limits.sections),
-        ("table", unpacked, limits.table_bytes),
-        ("packed table", packed, limits.table_bytes),
-    ):
-        if number > most:
-            raise IntegrityError(f"the delta's {what} has a length of {number}, at most {most} is taken; {FULL}")
-    if packed > length - _HEADER.size:
-        raise IntegrityError(f"the delta ends within its table; {AGAIN}")
-    numbers = _Numbers(unpack(file.read(packed), unpacked))
-    found = tuple(_group(numbers, header, limits) for _ in range(groups))
-    plan = Plan(header, found, tuple(_sections(numbers, header, found, sections)))
-    numbers.end()
-    _check(plan, length - _HEADER.size - packed, limits)
-    return plan
+def encode_header(header: Header, groups: int, sections: int, unpacked: int, packed: int) -> bytes:
+    """Return a header before a table of so many groups and sections, of these lengths in bytes."""
+    begins = bytes.fromhex(header.base_begins), bytes.fromhex(header.target_begins)
+    out = bytearray(_HEAD.pack(_MAGIC, VERSION, *begins))
+    for number in (header.base_length, header.target_length, groups, sections, unpacked, packed):
+        _put(out, number)
+    return bytes(out)
 
 
-def unpack(packed: bytes, length: int) -> bytes:
-    """Return the `length` bytes of one zstd frame.
-
-    Raises:
-        IntegrityError: it is damaged, or holds fewer or more.
-    """
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).stream_reader(packed) as stream:
-            data: bytes = stream.read(length + 1)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"the delta is damaged: {error}; {AGAIN}") from error
-    if len(data) != length:
-        raise IntegrityError(f"the delta's table is longer or shorter than it says; {AGAIN}")
-    return data
-
-
-def _table(plan: Plan) -> bytes:
+def table_of(plan: Plan) -> bytes:
+    """Return the table, unpacked."""
     table = bytearray()
     for group in plan.groups:
         numbers = [group.kind, group.packed]
@@ -196,16 +172,63 @@ def _table(plan: Plan) -> bytes:
     return bytes(table)
 
 
-def _read_header(data: bytes) -> tuple[Header, tuple[int, int, int, int]]:
+def read_plan(file: BinaryIO, length: int, limits: Limits) -> Plan:
+    """Read header and table from the beginning of a delta of `length` bytes; leave the file at the first payload.
+
+    Raises:
+        InputError: it is no delta, or of a version that this one cannot read.
+        IntegrityError: it is cut or damaged, its numbers contradict each other, or it asks for more than the limits.
+    """
+    header, (groups, sections, unpacked, packed), begins = _read_header(file.read(min(length, HEADER_BYTES)))
+    for what, number, most in (
+        ("target", header.target_length, limits.target_bytes),
+        ("list of groups", groups, limits.sections),
+        ("list of sections", sections, limits.sections),
+        ("table", unpacked, limits.table_bytes),
+        ("packed table", packed, unpacked),
+    ):
+        if number > most:
+            raise IntegrityError(f"the delta's {what} has a length of {number}, at most {most} is taken; {FULL}")
+    if packed > length - begins:
+        raise IntegrityError(f"the delta ends within its table; {AGAIN}")
+    file.seek(begins)
+    table = file.read(packed)
+    numbers = _Numbers(table if packed == unpacked else unpack(table, unpacked))
+    found = tuple(_group(numbers, header, limits) for _ in range(groups))
+    plan = Plan(header, found, tuple(_sections(numbers, header, found, sections)))
+    numbers.end()
+    _check(plan, length - begins - packed, limits)
+    return plan
+
+
+def unpack(packed: bytes, length: int) -> bytes:
+    """Return the `length` bytes of one zstd frame.
+
+    Raises:
+        IntegrityError: it is damaged, or holds fewer or more.
+    """
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES, format=FORMAT).stream_reader(packed) as stream:
+            data: bytes = stream.read(length + 1)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"the delta is damaged: {error}; {AGAIN}") from error
+    if len(data) != length:
+        raise IntegrityError(f"the delta's table is longer or shorter than it says; {AGAIN}")
+    return data
+
+
+def _read_header(data: bytes) -> tuple[Header, tuple[int, ...], int]:
+    """Return the header, the counts and lengths behind it, and where the table begins."""
     if data[: len(_MAGIC)] != _MAGIC[: len(data)]:
         raise InputError(f"this is not a delta: it begins with {data[:4]!r}, a delta with {_MAGIC!r}")
-    if len(data) < _HEADER.size:
-        raise IntegrityError(f"the delta is cut: {len(data)} bytes are less than its header of {_HEADER.size}")
-    _, version, zero, base, base_length, target, target_length, *counts = _HEADER.unpack_from(data)
-    if version != VERSION or zero:
+    if len(data) < _HEAD.size:
+        raise IntegrityError(f"the delta is cut: {len(data)} bytes are less than its header; {AGAIN}")
+    _, version, base, target = _HEAD.unpack_from(data)
+    if version != VERSION:
         raise InputError(f"the delta is of version {version}, this toprope reads {VERSION}; update it or {FULL}")
-    groups, sections, unpacked, packed = counts
-    return Header(base.hex(), base_length, target.hex(), target_length), (groups, sections, unpacked, packed)
+    numbers = _Numbers(data, _HEAD.size)
+    base_length, target_length, *counts = (numbers.next() for _ in range(_HEADER_NUMBERS))
+    return Header(base.hex(), base_length, target.hex(), target_length), tuple(counts), numbers.at
 
 
 def _group(numbers: _Numbers, header: Header, limits: Limits) -> Group:
@@ -275,11 +298,11 @@ def _check(plan: Plan, payload: int, limits: Limits) -> None:
 
 
 class _Numbers:
-    """The table's numbers, one after the other."""
+    """The numbers of a header or a table, one after the other."""
 
-    def __init__(self, table: bytes) -> None:
+    def __init__(self, table: bytes, at: int = 0) -> None:
         self.table = table
-        self.at = 0
+        self.at = at
         self.prefixes = 0  # read so far, of all groups
 
     def next(self) -> int:
@@ -289,7 +312,7 @@ class _Numbers:
             if byte < 0x80:
                 self.at += place + 1
                 return value
-        raise IntegrityError(f"the delta's table is cut or damaged; {AGAIN}")
+        raise IntegrityError(f"the delta's header or table is cut or damaged; {AGAIN}")
 
     def at_most(self, what: str, most: int) -> int:
         return self._held(what, lambda value: value <= most)

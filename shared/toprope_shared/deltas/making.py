@@ -51,7 +51,7 @@ def make(
     Raises:
         InputError: the files have more tensors than a delta can name.
     """
-    header = Header(sha256(base), len(base), sha256(target), len(target))
+    header = Header.of(sha256(base), len(base), sha256(target), len(target))
     before, after = memoryview(base), memoryview(target)
     if base == target or not target:
         return _delta(header, before, after, (Piece(0, len(target), 0),) if target else (), level)

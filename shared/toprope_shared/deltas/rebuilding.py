@@ -18,7 +18,7 @@ import zstandard
 
 from toprope_shared.blobs import sync_folder
 from toprope_shared.deltas import planes
-from toprope_shared.deltas.layout import AGAIN, FULL, WINDOW_BYTES, Group, Kind, Limits, Plan, read_plan
+from toprope_shared.deltas.layout import AGAIN, FORMAT, FULL, WINDOW_BYTES, Group, Kind, Limits, Plan, read_plan
 from toprope_shared.digest import is_sha256, sha256_file
 from toprope_shared.errors import InputError, IntegrityError
 
@@ -26,14 +26,15 @@ COPY_BYTES = 256 * 1024
 _NO_LIMITS = Limits()
 
 
-def apply(base: Path, delta: Path, out: Path, *, target: str | None = None, limits: Limits = _NO_LIMITS) -> None:
+def apply(base: Path, delta: Path, out: Path, *, target: str, limits: Limits = _NO_LIMITS) -> None:
     """Write to `out` the file that `delta` makes of `base`; until all of it is verified and on disk, `out` stays as it was.
 
     Args:
         base: the very file that the delta was made against.
         delta: what `make` returned.
         out: replaced, or made.
-        target: the SHA-256 that the caller wants; a delta for another file is refused before anything is written.
+        target: the SHA-256 that the caller wants, from a signed manifest; a delta that says it is for another file is refused
+            before anything is written, and what was made is held against it whole.
         limits: what the delta may ask for.
 
     Raises:
@@ -45,24 +46,24 @@ def apply(base: Path, delta: Path, out: Path, *, target: str | None = None, limi
         plan = read_plan(file, os.fstat(file.fileno()).st_size, limits)
         _check_files(plan, base, target)
         with base.open("rb") as old:
-            _replace(out, plan, old, file)
+            _replace(out, plan, old, file, target)
 
 
-def _check_files(plan: Plan, base: Path, target: str | None) -> None:
+def _check_files(plan: Plan, base: Path, target: str) -> None:
     head = plan.header
-    if target is not None and not is_sha256(target):
+    if not is_sha256(target):
         raise InputError(f"{target!r} is not a SHA-256 digest of 64 lower-case hex digits")
-    if target not in (None, head.target_sha256):
-        raise IntegrityError(f"the delta makes {head.target_sha256[:12]}… and {target[:12]}… is wanted; {FULL}")
+    if not target.startswith(head.target_begins):
+        raise IntegrityError(f"the delta makes {head.target_begins[:12]}… and {target[:12]}… is wanted; {FULL}")
     try:
-        same = base.stat().st_size == head.base_length and sha256_file(base) == head.base_sha256
+        same = base.stat().st_size == head.base_length and sha256_file(base).startswith(head.base_begins)
     except FileNotFoundError as error:
-        raise IntegrityError(f"the delta's base {head.base_sha256[:12]}… is missing; {FULL}") from error
+        raise IntegrityError(f"the delta's base {head.base_begins[:12]}… is missing; {FULL}") from error
     if not same:
-        raise IntegrityError(f"the delta needs the base {head.base_sha256[:12]}… and this is another file; {FULL}")
+        raise IntegrityError(f"the delta needs the base {head.base_begins[:12]}… and this is another file; {FULL}")
 
 
-def _replace(out: Path, plan: Plan, old: BinaryIO, delta: BinaryIO) -> None:
+def _replace(out: Path, plan: Plan, old: BinaryIO, delta: BinaryIO, target: str) -> None:
     head = plan.header
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name[:32]}.")
     try:
@@ -73,8 +74,8 @@ def _replace(out: Path, plan: Plan, old: BinaryIO, delta: BinaryIO) -> None:
             new.flush()
             os.fchmod(new.fileno(), 0o644)
             os.fsync(new.fileno())
-        if sha256_file(Path(name)) != head.target_sha256:
-            raise IntegrityError(f"the delta did not make {head.target_sha256[:12]}…; {FULL}")
+        if sha256_file(Path(name)) != target:
+            raise IntegrityError(f"the delta did not make {target[:12]}…; {FULL}")
         os.replace(name, out)
     except BaseException:
         Path(name).unlink()
@@ -133,7 +134,7 @@ class _Rebuilding:
     def _open(self, prefix: bytes) -> BinaryIO:
         """Return the group's frame as a stream that unpacks only what is read from it, and stops where the frame ends."""
         known = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if prefix else None
-        frame = zstandard.ZstdDecompressor(dict_data=known, max_window_size=WINDOW_BYTES)
+        frame = zstandard.ZstdDecompressor(dict_data=known, max_window_size=WINDOW_BYTES, format=FORMAT)
         return frame.stream_reader(self.delta, closefd=False)
 
     def _read(self, pieces: list[tuple[int, int, int]]) -> bytes:

@@ -25,6 +25,7 @@ from tests.benchmarks.push.chunking import content_chunks
 from tests.benchmarks.results import Goal, Table, show
 
 from toprope_shared.deltas import apply
+from toprope_shared.digest import sha256_file
 from toprope_training.delta_regions import make_delta
 
 LEVEL = 19
@@ -42,7 +43,7 @@ def ours(old: Path, new: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         delta, out = Path(folder) / "delta", Path(folder) / "out"
         delta.write_bytes(make_delta(old, new))
-        apply(old, delta, out)
+        apply(old, delta, out, target=sha256_file(new))
         if out.read_bytes() != new.read_bytes():
             raise SystemExit(f"the delta from {old} to {new} made another file")
         return delta.stat().st_size

@@ -25,9 +25,9 @@ from toprope_shared.deltas import apply
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
-base, delta, out = map(Path, sys.argv[1:])
+base, delta, out = map(Path, sys.argv[1:4])
 before = peak()
-apply(base, delta, out)
+apply(base, delta, out, target=sys.argv[4])
 print(peak() - before)
 """
 
@@ -59,11 +59,13 @@ def test_100_mib_are_rebuilt_in_less_than_32_mib(tmp_path: Path) -> None:
         sections.append(Section(len(new), len(groups), start))
         groups.append(Group(coding.kind, len(frame), prefix, coding.width, coding.bits, len(coding.ratios), coding.inner))
         payload += frame
-    plan = Plan(Header(sha256(base), len(base), sha256(target), len(target)), tuple(groups), tuple(sections))
+    plan = Plan(Header.of(sha256(base), len(base), sha256(target), len(target)), tuple(groups), tuple(sections))
     files = [tmp_path / name for name in ("base", "delta", "out")]
     files[0].write_bytes(base)
     files[1].write_bytes(encode(plan) + payload)
-    done = subprocess.run([sys.executable, "-c", APPLY, *files], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", APPLY, *files, sha256(target)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert sha256_file(files[2]) == sha256(target)
     assert int(done.stdout) < PROMISED

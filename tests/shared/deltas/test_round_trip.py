@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.fakes.tensor_files import plain
 
 from toprope_shared.deltas import Region, apply, make, worth_offering
+from toprope_shared.digest import sha256
 
 TYPES = ("int8", "int32", "float16", "float32", "int64")
 NO_REGIONS: tuple[Region, ...] = ()
@@ -21,13 +22,13 @@ NO_REGIONS: tuple[Region, ...] = ()
 seeds = st.integers(0, 2**32 - 1)
 
 
-def rebuilt(base: bytes, delta: bytes) -> bytes:
-    """Return what a device makes of a base and a delta."""
+def rebuilt(base: bytes, delta: bytes, target: bytes) -> bytes:
+    """Return what a device that wants `target` makes of a base and a delta."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "base").write_bytes(base)
         (folder / "delta").write_bytes(delta)
-        apply(folder / "base", folder / "delta", folder / "out")
+        apply(folder / "base", folder / "delta", folder / "out", target=sha256(target))
         assert sorted(file.name for file in folder.iterdir()) == ["base", "delta", "out"]
         return (folder / "out").read_bytes()
 
@@ -52,7 +53,7 @@ def test_random_tensors_come_back_bit_by_bit(seed: int, sizes: list[tuple[str, i
     old = {f"t{number}": weights(rng, kind, (size,)) for number, (kind, size) in enumerate(sizes)}
     new = {name: tuned(rng, values, rng.choice([0, 0.01, 1])) for name, values in old.items()}
     (base, before), (target, after) = plain(old), plain(new)
-    assert rebuilt(base, make(base, target, before, after, level=3)) == target
+    assert rebuilt(base, make(base, target, before, after, level=3), target) == target
 
 
 @given(seed=seeds, kind=st.sampled_from(TYPES), size=st.integers(1, 500))
@@ -62,7 +63,7 @@ def test_any_bit_patterns_come_back_not_a_number_too(seed: int, kind: str, size:
     width = np.dtype(kind).itemsize
     old, new = ({"t": np.frombuffer(rng.bytes(size * width), kind)} for _ in range(2))
     (base, before), (target, after) = plain(old), plain(new)
-    assert rebuilt(base, make(base, target, before, after, level=3)) == target
+    assert rebuilt(base, make(base, target, before, after, level=3), target) == target
 
 
 @given(seed=seeds, before=st.binary(max_size=70), between=st.binary(max_size=9))
@@ -73,7 +74,7 @@ def test_tensors_that_moved_within_the_file_are_still_subtracted(seed: int, befo
     new = {name: tuned(rng, values, 0.1) for name, values in old.items()}
     (base, was), (target, now) = plain(old), plain(new, before=before, between=between)
     delta = make(base, target, was, now, level=3)
-    assert rebuilt(base, delta) == target
+    assert rebuilt(base, delta, target) == target
     assert worth_offering(len(delta), len(target))
 
 
@@ -85,7 +86,7 @@ def test_int8_whose_scales_changed_comes_back(seed: int, rows: int, columns: int
     factors = rng.uniform(0.5, 1.5, {0: (rows, 1), 1: (1, columns), None: (1, 1)}[axis])
     new = (old * factors).round().clip(-128, 127).astype(np.int8)
     (base, before), (target, after) = plain({"t": old}), plain({"t": new})
-    assert rebuilt(base, make(base, target, before, after, level=3)) == target
+    assert rebuilt(base, make(base, target, before, after, level=3), target) == target
 
 
 @given(seed=seeds, kept=st.sets(st.integers(0, 5)), added=st.integers(0, 3))
@@ -96,7 +97,7 @@ def test_tensors_that_were_removed_or_added_come_back(seed: int, kept: set[int],
     new = {name: tuned(rng, values, 0.1) for number, (name, values) in enumerate(old.items()) if number in kept}
     new |= {f"new{number}": weights(rng, "float32", (77,)) for number in range(added)}
     (base, before), (target, after) = plain(old), plain(new)
-    assert rebuilt(base, make(base, target, before, after, level=3)) == target
+    assert rebuilt(base, make(base, target, before, after, level=3), target) == target
 
 
 @given(
@@ -105,26 +106,26 @@ def test_tensors_that_were_removed_or_added_come_back(seed: int, kept: set[int],
 @settings(deadline=None, max_examples=60)
 def test_any_bytes_with_any_regions_come_back(base: bytes, target: bytes, regions: list[tuple[int, int, int]]) -> None:
     found = [Region("", start, length, (1, 2, 4, 8)[width % 4], (length,)) for start, length, width in regions]
-    assert rebuilt(base, make(base, target, found, found, level=3)) == target
+    assert rebuilt(base, make(base, target, found, found, level=3), target) == target
 
 
 @pytest.mark.parametrize(("base", "target"), [(b"", b""), (b"", b"x"), (b"x", b""), (b"x", b"x"), (b"x", b"y")])
 def test_files_of_no_byte_or_one_come_back(base: bytes, target: bytes) -> None:
-    assert rebuilt(base, make(base, target)) == target
+    assert rebuilt(base, make(base, target), target) == target
 
 
 def test_equal_files_make_a_delta_of_a_header_and_a_row() -> None:
     data = np.random.default_rng(1).bytes(300_000)
     delta = make(data, data)
-    assert rebuilt(data, delta) == data
-    assert len(delta) < 150
+    assert rebuilt(data, delta, data) == data
+    assert len(delta) < 50
 
 
 def test_files_that_have_nothing_in_common_are_not_worth_a_delta() -> None:
     rng = np.random.default_rng(1)
     base, target = rng.bytes(50_000), rng.bytes(60_000)
     delta = make(base, target)
-    assert rebuilt(base, delta) == target
+    assert rebuilt(base, delta, target) == target
     assert len(delta) < len(target) + 200
     assert not worth_offering(len(delta), len(target))
 
@@ -139,7 +140,7 @@ def test_tensors_longer_than_a_block_come_back() -> None:
     new = {name: tuned(rng, values, 0.1) for name, values in old.items()}
     new["a"] = (new["a"] * rng.uniform(0.8, 1, (700, 1))).astype(np.int8)
     (base, before), (target, after) = plain(old), plain(new, before=b"a longer head")
-    assert rebuilt(base, make(base, target, before, after, level=3)) == target
+    assert rebuilt(base, make(base, target, before, after, level=3), target) == target
 
 
 def test_a_tensor_is_subtracted_from_the_nearest_one_whatever_the_names_say() -> None:
@@ -149,7 +150,7 @@ def test_a_tensor_is_subtracted_from_the_nearest_one_whatever_the_names_say() ->
     inserted = weights(rng, "int8", (90, 90))
     target, after = plain({"v1": inserted, "v2": tuned(rng, first, 0.1), "v3": tuned(rng, second, 0.1)})
     delta = make(base, target, before, after)
-    assert rebuilt(base, delta) == target
+    assert rebuilt(base, delta, target) == target
     assert len(delta) < 1.4 * inserted.nbytes
 
 
