@@ -6,12 +6,13 @@ from pathlib import Path
 
 import typer
 
-from toprope_edge import cloud_cli, probe_cli
+from toprope_edge import cloud_cli, probe_cli, top_cli
 
 app = typer.Typer(help="The agent on the device.", no_args_is_help=True)
 app.command("probe")(probe_cli.probe)
 app.command("receipts")(cloud_cli.receipts)
 app.command("spool")(cloud_cli.spool)
+app.command("top")(top_cli.top)
 
 
 @app.callback()
