@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import FunctionType
 
 import msgspec
 import pytest
-import typer.main
 from prometheus_client import CollectorRegistry
+from tests.docs import commands, declared
+from tests.docs.declared import ErrorClass, Metric
 
 from toprope_cloud.outlet import Counts
 from toprope_cloud.service import CloudSettings
 from toprope_edge.settings import EdgeSettings
 from toprope_edge.transfer import Transfers
+from toprope_shared import errors
 from toprope_shared.chunks import ANNOUNCE_BYTES, DATA_HEADER_BYTES, NEED_HEADER_BYTES
-from toprope_shared.cli import build_app
+from toprope_shared.cli import GROUP
+from toprope_shared.inference import CloudReason, Reason
 from toprope_shared.profiles import PROFILES
+from toprope_shared.serving.http_errors import status_of
 from toprope_shared.topics import Topics
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,13 +36,38 @@ def test_every_setting_stands_in_the_reference() -> None:
             assert f"`{field.name}`" in text
 
 
-def test_every_command_stands_in_the_reference() -> None:
+def test_every_command_stands_in_the_reference_with_its_options() -> None:
+    page = commands.PAGE.read_text()
+    assert commands.fill(page) == page, f"docs/{commands.PAGE.name} is behind the code; run: {commands.WRITE}"
+    assert page.count("## `toprope ") == len(commands.commands())
+
+
+def test_the_reference_says_which_distribution_brings_which_command() -> None:
+    text = commands.PAGE.read_text()
+    brought: dict[str, list[str]] = {}
+    for entry in entry_points(group=GROUP):
+        brought.setdefault(entry.dist.name if entry.dist else "", []).append(entry.name)
+    for name, words in brought.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert sorted(re.findall(r"`([a-z]+)`", row)) == sorted(words)
+
+
+def test_every_exit_code_that_a_command_chooses_itself_stands_in_the_reference() -> None:
+    text = commands.PAGE.read_text()
+    chosen = declared.exits()
+    rows = [
+        f"| `toprope {' '.join(words)}` | {code} |"
+        for words, command in commands.commands()
+        for code in chosen.pop(inspect.unwrap(command.callback).__name__, ())
+    ]
+    assert rows
+    assert chosen == {}
+    assert [row for row in rows if row not in text] == []
+
+
+def test_every_command_stands_in_the_overview_beside_the_settings() -> None:
     text = (DOCS / "reference-settings.md").read_text()
-    root = typer.main.get_command(build_app())
-    for name, command in getattr(root, "commands").items():  # noqa: B009 - click's group, typed as a plain command
-        parts = getattr(command, "commands", None)
-        for words in [f"{name} {part}" for part in parts] if parts else [name]:
-            assert f"toprope {words}" in text
+    assert [words for words, _ in commands.commands() if f"toprope {' '.join(words)}" not in text] == []
 
 
 @pytest.mark.parametrize("page", ["reference-settings.md", "reference-topics.md"])
@@ -47,6 +80,26 @@ def test_every_topic_stands_in_the_reference(page: str) -> None:
     found += [topics.need(0, "{device}").replace("/0/", "/{shard}/"), "P/a/{artifact}/c", "P/a/{artifact}/ann"]
     for topic in found:
         assert f"`{topic}`" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, member in vars(Topics).items() if isinstance(member, FunctionType | property) and name[0] != "_"],
+)
+def test_a_topic_stands_in_the_reference_with_its_way_and_its_quality_of_service(name: str) -> None:
+    member = inspect.getattr_static(Topics, name)
+    told = inspect.getdoc(member) or ""
+    way = re.search(r"; (\w+ to \w+), QoS (\d)(, retained)?", told)
+    if way is None:
+        assert told.startswith(("Filter", "Return")), f"Topics.{name} says neither who publishes it nor at which QoS"
+        return
+    topic = getattr(Topics("P"), name)
+    if callable(topic):
+        # The digests' part of a topic is shorter than what stands for it here.
+        parts = {part: "{artifact}" if part == "sha256" else f"{{{part}}}" for part in inspect.signature(topic).parameters}
+        topic = topic(**parts)
+    row = f"| `{topic}` | {way[1]} | {way[2]}{way[3] or ''}"
+    assert row in (DOCS / "reference-topics.md").read_text()
 
 
 def test_every_message_stands_in_the_reference_with_its_size() -> None:
@@ -71,3 +124,41 @@ def test_every_metric_of_the_transfer_stands_in_the_explanation() -> None:
     text = (DOCS / "explanation-transfer.md").read_text()
     for family in registry.collect():
         assert f"`{family.name}{'_total' if family.type == 'counter' else ''}`" in text
+
+
+@pytest.mark.parametrize("metric", declared.metrics(), ids=lambda metric: metric.name)
+def test_every_metric_stands_in_the_reference_with_type_labels_and_place(metric: Metric) -> None:
+    where = {"shared": "edge, cloud"}.get(metric.room, metric.room)
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    row = f"| `{metric.name}` | {metric.kind} | {labels} | {where} |".replace("|  |", "| |")
+    assert row in (DOCS / "reference-metrics.md").read_text()
+
+
+def test_no_metric_stands_in_the_reference_that_no_code_declares() -> None:
+    told = re.findall(r"^\| `(toprope_\w+)` \|", (DOCS / "reference-metrics.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(metric.name for metric in declared.metrics())
+
+
+def test_every_label_of_a_metric_is_explained() -> None:
+    text = (DOCS / "reference-metrics.md").read_text()
+    for label in {label for metric in declared.metrics() for label in metric.labels}:
+        assert f"\n| `{label}` | " in text
+
+
+@pytest.mark.parametrize("error", declared.errors(), ids=lambda error: error.name)
+def test_every_class_of_error_stands_in_the_reference_with_code_status_and_exit_code(error: ErrorClass) -> None:
+    # A class of another room answers as its nearest stem in toprope_shared.errors does.
+    stem = next(kind for name in (error.name, *error.stems) if (kind := getattr(errors, name, None)))
+    refused = issubclass(stem, errors.InputError | errors.RequestError)
+    row = f"| `{error.code}` | `{error.name}` | {status_of(stem(''))} | {2 if refused else 1} |"
+    assert row in (DOCS / "reference-errors.md").read_text()
+
+
+def test_no_class_of_error_stands_in_the_reference_that_no_code_has() -> None:
+    told = re.findall(r"^\| `\w+` \| `(\w+Error)` \|", (DOCS / "reference-errors.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(error.name for error in declared.errors())
+
+
+@pytest.mark.parametrize("reason", [*Reason, *CloudReason])
+def test_every_reason_stands_in_the_reference(reason: Reason | CloudReason) -> None:
+    assert f"\n| `{reason}` | " in (DOCS / "reference-http.md").read_text()
