@@ -1,6 +1,7 @@
 """The agent: one task group over the local doors, the link, trust, updates and reports.
 
-What is on disk answers before any network is up; everything that needs the broker waits for it beside that.
+What is on disk answers before any network is up, and before what only the network needs is imported (python-tuf, aiohttp);
+everything that needs the broker waits for it beside that.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import socket
 import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
-from tuf.api.metadata import TargetFile
 
+from toprope_edge.binding_settings import read_bindings
+from toprope_edge.bindings import run_bindings
 from toprope_edge.catalogue import SignedCatalogue
 from toprope_edge.choosing import thread_options
+from toprope_edge.cloud_client import CloudClient
 from toprope_edge.cloud_way import open_way
 from toprope_edge.download import Downloader
 from toprope_edge.http_road import HttpRoad
@@ -47,8 +51,12 @@ from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.local_socket import unix_socket
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.topics import Topics
-from toprope_shared.trust import TrustClient, Verdict, verify_target
+from toprope_shared.trust import TrustClient, verify_target
 from toprope_shared.trying import Shadow
+from toprope_shared.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +90,8 @@ class Agent:
         self._frozen = opened.frozen
         self._notifier = notifier
         self._settings = settings
+        self._bindings = read_bindings(settings.bindings, prefix=settings.topic_prefix, own=settings.broker)
+        self._credentials = credentials
         self._journal = journal
         self._topics = Topics(settings.topic_prefix)
         self._clock = SystemClock()
@@ -131,6 +141,7 @@ class Agent:
         self._told = 0
         self._changed = asyncio.Event()
         self._look = asyncio.Event()
+        self._serving = asyncio.Event()
         self._watched = Watched()
         self._trust, self._keeper = self._make_trust(state / "trust", root)
         probation = Probation(calls=settings.probation_calls, seconds=settings.probation_seconds)
@@ -185,7 +196,6 @@ class Agent:
         """Open what is on disk, then serve and follow the channel until a signal comes."""
         await stack.enter_async_context(self._runtime)
         await self._updates.restore()
-        await self._keeper.recall()
         way = await open_way(self._settings, self._state_folder, self._session, clock=self._clock, stack=stack)
         catalogue = SignedCatalogue(self._trust, self._blobs, self._fetcher)
         router = Router(
@@ -207,10 +217,17 @@ class Agent:
                 self._teller(counts).run(),
                 self._wake_on_connections(),
                 self._wake_on_hints(),
-                self._follow(),
-                self._updates.run(),
+                self._bring_up(way.client),
                 self._tell(),
                 self._take_acks(),
+                run_bindings(
+                    self._bindings,
+                    plane,
+                    own=self._settings.broker,
+                    credentials=self._credentials,
+                    prefix=self._settings.topic_prefix,
+                    registry=self._registry,
+                ),
             )
             tasks = [group.create_task(part) for part in parts]
             log.info("%s answers on %s with %s", self._device, self._url, ", ".join(self._engines) or "no engine")
@@ -221,7 +238,18 @@ class Agent:
                 task.cancel()
 
     def _say_ready(self) -> None:
+        self._serving.set()
         self._notifier.send(READY, f"STATUS={self._device} answers on {self._url}")
+
+    async def _bring_up(self, cloud: CloudClient | None) -> None:
+        """Import and do what no local answer needs, once local answers are given: trust, updates, the way to the cloud."""
+        await self._serving.wait()
+        await self._keeper.recall()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            group.create_task(self._updates.run())
+            if cloud:
+                group.create_task(cloud.warm())
 
     def _teller(self, counts: Counts) -> Teller:
         topic, every_s = self._topics.telemetry(self._device), self._settings.telemetry_seconds

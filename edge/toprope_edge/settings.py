@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -54,6 +54,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         telemetry_seconds: seconds between two messages of counts and histograms; 0 sends none.
         stale_after: seconds without fresh trust metadata after which the device raises the alarm.
         http_after: seconds without fresh trust metadata from the broker after which the cloud is asked over HTTP.
+        bindings: MQTT topics that models answer on, a table [[edge.bindings]] each; see `binding_settings.Binding`.
     """
 
     device: str
@@ -85,6 +86,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quick_us: Annotated[int, msgspec.Meta(ge=0)] = 300
     stale_after: float = 86_400.0
     http_after: float = 60.0
+    bindings: tuple[dict[str, Any], ...] = ()
     telemetry_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     topic_prefix: str = PREFIX
     log_level: str = "info"

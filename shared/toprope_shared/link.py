@@ -311,9 +311,10 @@ class Link:
             log.error("the broker at %s refused the connection: %s", self._addresses[self._turn], code)
             return
         self._delay_s = FIRST_DELAY_S
-        for subscription in list(self._subscriptions):
+        asked = list(self._subscriptions)
+        for subscription in asked:
             client.subscribe(subscription.pattern, subscription.qos)
-        self._hand_over(self._set_up)
+        self._hand_over(self._set_up, asked)
 
     def _on_disconnect(self, client: Client, _: Any, __: DisconnectFlags, code: ReasonCode, ___: Properties | None) -> None:
         self._hand_over(self._set_down, str(code))
@@ -350,8 +351,11 @@ class Link:
 
     # From here on the event loop.
 
-    def _set_up(self) -> None:
+    def _set_up(self, asked: list[Subscription]) -> None:
         self._up.set()
+        for late in self._subscriptions:  # who came after the connection was made and before it was known here
+            if late not in asked:
+                self._client.subscribe(late.pattern, late.qos)
         self._connections += 1
         log.info("connected to %s", self._addresses[self._turn])
         task = asyncio.ensure_future(self._notify())
