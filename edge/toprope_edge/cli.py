@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from toprope_edge import cloud_cli, probe_cli, top_cli
+from toprope_edge import cloud_cli, probe_cli, quick, top_cli
 
 app = typer.Typer(help="The agent on the device.", no_args_is_help=True)
 app.command("probe")(probe_cli.probe)
@@ -39,35 +39,25 @@ def run(
     settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
 ) -> None:
     """Fetch, verify, try out and run models, and answer on a local URL until stopped."""
-    import os
-
-    from toprope_edge import agent, workers
-    from toprope_edge.settings import EdgeSettings
-    from toprope_edge.watchdog import Notifier
-    from toprope_shared.cli import setup_logging
-    from toprope_shared.serving import app as serving
-    from toprope_shared.settings import home, load
-
-    flags = {
-        "device": device,
-        "host": host,
-        "port": port,
-        "engines": engines.split(",") if engines else None,
-        "models": models.split(",") if models else None,
-        "broker": broker,
-        "cloud": cloud,
-        "channel": channel,
-        "enrolment": enrolment,
-        "state": state,
-        "probation_calls": probation_calls,
-        "probation_seconds": probation_seconds,
-        "broker_profile": profile,
-        "log_level": log_level,
-    }
-    settings = load(EdgeSettings, "edge", flags, file=settings_file)
-    setup_logging(settings.log_level)
-    serving.run(agent.run(settings, home(), Notifier.of(os.environ)))
-    workers.leave_stuck_threads(0)
+    quick.run(
+        {
+            "device": device,
+            "host": host,
+            "port": port,
+            "engines": engines,
+            "models": models,
+            "broker": broker,
+            "cloud": cloud,
+            "channel": channel,
+            "enrolment": enrolment,
+            "state": state,
+            "probation-calls": probation_calls,
+            "probation-seconds": probation_seconds,
+            "profile": profile,
+            "log-level": log_level,
+            "settings": str(settings_file) if settings_file else None,
+        }
+    )
 
 
 @app.command("trust")

@@ -1,19 +1,21 @@
 """The command `toprope`: each installed room adds its subcommands through the entry-point group `toprope.commands`.
 
 Exit codes: 0 done, 1 failed, 2 the input was refused. No stack trace reaches a user unless `TOPROPE_DEBUG` is set.
+What runs for months is started without the command line's library, see `quick.py`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
-import typer
-
-from toprope_shared import __version__
+from toprope_shared import __version__, quick
 from toprope_shared.errors import InputError, RequestError, TopropeError
+
+if TYPE_CHECKING:
+    import typer
 
 GROUP = "toprope.commands"
 LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -21,6 +23,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 def build_app() -> typer.Typer:
     """Return the command line with the subcommands of all installed rooms."""
+    import importlib.metadata
+
+    import typer
+
     app = typer.Typer(
         name="toprope",
         help="Train models above, run them on the edge, and be caught from above when the edge can't.",
@@ -63,17 +69,21 @@ def setup_logging(level: str = "info") -> None:
 def main() -> None:
     """Run the command and turn errors into sentences and exit codes."""
     try:
-        build_app()()
+        start = quick.find(sys.argv[1:])
+        if start:
+            start()
+        else:
+            build_app()()
     except TopropeError as error:
         if os.environ.get("TOPROPE_DEBUG"):
             raise
-        typer.echo(f"toprope: {error}", err=True)
+        print(f"toprope: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError | RequestError) else 1) from None
     except OSError as error:
         if os.environ.get("TOPROPE_DEBUG"):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"toprope: the system refused: {error.strerror or error}{where}", err=True)
+        print(f"toprope: the system refused: {error.strerror or error}{where}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
