@@ -28,6 +28,7 @@ from toprope_cloud.blobs_api import _may_read
 from toprope_cloud.job_process import _told
 from toprope_cloud.jobs_api import _parsed
 from toprope_edge.cloud_wire import CloudError, Reply, read_answer
+from toprope_edge.local_client import to_error
 from toprope_shared.commands.client import Client
 from toprope_shared.commands.predict import described_by
 from toprope_shared.errors import (
@@ -46,6 +47,7 @@ from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request,
 from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.raw import from_raw
+from toprope_shared.serving.replies import Reply as Local
 from toprope_shared.serving.tfjson import parse, read_predict
 from toprope_shared.serving.values import loads
 from toprope_shared.tensors import NUMPY_TYPES, TensorSpec
@@ -237,6 +239,13 @@ def _answers() -> list[Target]:
             (b'\1{"error":"\xff"}', b"\1" + nested(100_000)),
         ),
         Target("answers.metadata", _described, (LinkError,), (described,), (b"[]", b'{"inputs":5}'), factor=100),
+        Target(
+            "answers.local",
+            lambda data: to_error(Local(503 if data[:1] == b"\0" else 400, data[1:])),
+            (),
+            (b"\0" + refusal, b"\1" + refusal),
+            (b'\1{"error":5}', b"\1" + nested(100_000)),
+        ),
         Target("answers.refusal", _refusal, (), (refusal,), (b'{"error":"x","reasons":5}', nested(100_000)), factor=100),
     ]
 

@@ -18,13 +18,15 @@ from tuf.api.serialization import SerializationError
 from toprope_cloud import ceremony, rotation
 from toprope_cloud.keys import Keyring
 from toprope_cloud.metadata import MetadataRepository
+from toprope_edge import cbor
+from toprope_edge.mapping import Form, read_payload
 from toprope_edge.settings import Enrolment
 from toprope_shared import drafts, manifest
 from toprope_shared.blobs import Blobs
 from toprope_shared.chunks import MAX_BITMAP_BYTES, Announce, ChunkManifest, Data, Need, Phase, from_bitmap
 from toprope_shared.clock import SystemClock
 from toprope_shared.draft_words import describe
-from toprope_shared.errors import InputError, LinkError, TrustError
+from toprope_shared.errors import InputError, LinkError, RequestError, TrustError
 from toprope_shared.generations import SEAL, Generations
 from toprope_shared.link import Address, Link
 from toprope_shared.messages import (
@@ -40,6 +42,7 @@ from toprope_shared.messages import (
     encode,
 )
 from toprope_shared.revocation import floors, may_follow, revoked_because
+from toprope_shared.tensors import TensorSpec
 from toprope_shared.topics import Topics
 from toprope_shared.trust import MODELS, TrustClient, counter_of
 
@@ -99,7 +102,32 @@ def house() -> House:
 
 def targets() -> list[Target]:
     """Return this file's targets."""
-    return [*_messages(), *_transfer(), *_trust()]
+    return [*_messages(), *_transfer(), *_trust(), *_bindings()]
+
+
+def _bindings() -> list[Target]:
+    """Return what a binding reads: CBOR as such, and payloads in every form for a model of two inputs, and of one."""
+    refused = (RequestError,)
+    x, text = TensorSpec("x", "FP32", (-1, 3)), TensorSpec("text", "BYTES", (-1,))
+    both = {"d": [{"x": [1.5, 2, 3]}], "text": "a"}
+    shown = (bytes.fromhex("9f018202039f0405ffff"), bytes.fromhex("bf61610161629f0203ffff"), cbor.dumps(both))
+    lying = (b"\x9b" + b"\xff" * 8, b"\xbb" + b"\xff" * 8, b"\x5b" + b"\xff" * 8, b"\x7b" + b"\x7f" * 8)
+    wide = (b"\x99\x40\x00" + b"\xa0" * 0x4000, b"\x9f" * 5000, b"\x81" * 5000, b"\xd9\xd9\xf7" * 5000)
+
+    def read(data: bytes, form: Form, *specs: TensorSpec) -> object:
+        return read_payload(data, form, specs, {"x": "d.0.x"} if len(specs) > 1 else {}, max_bytes=MIB)
+
+    return [
+        # An empty map costs 64 bytes and a place in its list.
+        Target("cbor", cbor.loads, refused, shown, (*lying, *wide), factor=200),
+        Target(
+            "bindings.json", lambda data: read(data, Form.JSON, x, text), refused, (json.dumps(both).encode(),), factor=200
+        ),
+        Target("bindings.cbor", lambda data: read(data, Form.CBOR, x, text), refused, shown[2:], lying, factor=200),
+        Target("bindings.list", lambda data: read(data, Form.JSON, x), refused, (b"[1,2,3]", b"[[1,2,NaN]]"), factor=200),
+        Target("bindings.raw", lambda data: read(data, Form.RAW, x), refused, (bytes(12), bytes(24))),
+        Target("bindings.text", lambda data: read(data, Form.RAW, text), refused, (b"a",)),
+    ]
 
 
 def _messages() -> list[Target]:
