@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from importlib.metadata import entry_points
+from itertools import zip_longest
 from pathlib import Path
 from types import FunctionType
 
@@ -16,6 +17,7 @@ from tests.docs.declared import ErrorClass, Metric
 
 from toprope_cloud.outlet import Counts
 from toprope_cloud.service import CloudSettings
+from toprope_edge.binding_settings import Binding
 from toprope_edge.settings import EdgeSettings
 from toprope_edge.transfer import Transfers
 from toprope_shared import errors
@@ -29,11 +31,37 @@ from toprope_shared.topics import Topics
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_every_setting_stands_in_the_reference() -> None:
-    text = (DOCS / "reference-settings.md").read_text()
-    for kind in (CloudSettings, EdgeSettings):
-        for field in msgspec.structs.fields(kind):
-            assert f"`{field.name}`" in text
+SETTINGS = pytest.mark.parametrize(
+    ("heading", "kind"), [("## [cloud]", CloudSettings), ("## [edge]", EdgeSettings), ("### Bindings", Binding)]
+)
+
+
+def settings_told(heading: str) -> dict[str, str]:
+    """Return the defaults by name that the first table below a heading tells; a row may have several names."""
+    section = re.split(
+        r"^#", (DOCS / "reference-settings.md").read_text().partition(f"{heading}\n")[2], flags=re.MULTILINE
+    )[0]
+    told: dict[str, str] = {}
+    for row in re.findall(r"^\| (`.*)$", section, re.MULTILINE):
+        cells = row.split("|")
+        names, default = re.findall(r"`(\w+)`", cells[0]), cells[1].strip()
+        told |= zip_longest(names, default.split(", ") if len(names) > 1 else [default], fillvalue="")
+    return told
+
+
+@SETTINGS
+def test_the_reference_has_every_setting_and_no_other(heading: str, kind: type[msgspec.Struct]) -> None:
+    assert sorted(settings_told(heading)) == sorted(field.name for field in msgspec.structs.fields(kind))
+
+
+@SETTINGS
+def test_the_reference_has_the_defaults_of_the_code(heading: str, kind: type[msgspec.Struct]) -> None:
+    told = settings_told(heading)
+    for field in msgspec.structs.fields(kind):
+        # What is empty or 0 may be told in words: "all installed".
+        if isinstance(field.default, str | int | float) and field.default:
+            shown = f"{field.default:.15g}" if isinstance(field.default, float) else str(field.default)
+            assert told[field.name] == shown, field.name
 
 
 def test_every_command_stands_in_the_reference_with_its_options() -> None:
