@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "journal.sqlite"
 ROOM_BYTES = 256 * 1024  # what a start writes at least: a session, its sign in the log of the journal, floors
-# Memory where there is such a folder; what is left works too.
-REFUGES = (Path("/dev/shm"), Path(tempfile.gettempdir()))  # noqa: S108 - a folder of its own is made in it, mode 0700
+# Memory where there is such a folder; else where the system keeps temporary files, which is looked up only then.
+REFUGES = ("/dev/shm", None)  # noqa: S108 - a folder of its own is made in it, mode 0700
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class Opened:
     frozen: str = ""
 
 
-def open_state(state: Path, stack: AsyncExitStack, refuges: tuple[Path, ...] = REFUGES) -> Opened:
+def open_state(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...] = REFUGES) -> Opened:
     """Lock and open a state folder, for as long as the stack is open.
 
     Args:
         state: made when missing.
         stack: closes everything, and removes a copy.
-        refuges: folders in which a copy may be made, the first that can be written.
+        refuges: folders in which a copy may be made, the first that can be written; None is the system's own choice.
 
     Raises:
         InputError: another agent holds it; or it can't be written and holds nothing that could answer.
@@ -77,7 +77,7 @@ def _try_to_write(state: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[Path, ...], why: str) -> Opened:
+def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...], why: str) -> Opened:
     copy = _refuge(refuges, why)
     stack.callback(shutil.rmtree, copy, ignore_errors=True)
     for name in (JOURNAL, f"{JOURNAL}-wal"):
@@ -92,10 +92,10 @@ def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[Path, ...], why: 
     return Opened(copy, journal, why)
 
 
-def _refuge(refuges: tuple[Path, ...], why: str) -> Path:
+def _refuge(refuges: tuple[str | None, ...], why: str) -> Path:
     for folder in refuges:
         try:
             return Path(tempfile.mkdtemp(prefix="toprope-", dir=folder))
         except OSError as error:
             log.debug("no copy in %s: %s", folder, error)
-    raise InputError(f"{why}, nor can {' or '.join(map(str, refuges))}; make one of them writable")
+    raise InputError(f"{why}, nor can any place for temporary files; make one of them writable")
