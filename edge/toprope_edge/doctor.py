@@ -58,7 +58,7 @@ def checks(asked: Asked, *, clock: Clock | None = None) -> list[Finding]:
     except InputError as error:
         return [Finding("enrolment", Level.ERROR, str(error))]
     return [
-        *check_enrolment(settings, credentials, root, now),
+        *check_enrolment(settings, credentials, root),
         *check_state(state),
         *check_clock(state, now),
         *check_trust(state, now),
@@ -68,7 +68,7 @@ def checks(asked: Asked, *, clock: Clock | None = None) -> list[Finding]:
     ]
 
 
-def check_enrolment(settings: EdgeSettings, credentials: Enrolment, root: bytes, now: float) -> list[Finding]:
+def check_enrolment(settings: EdgeSettings, credentials: Enrolment, root: bytes) -> list[Finding]:
     """Say whether the enrolment is this device's, private, and anchored in a root that can be read."""
     folder = Path(settings.enrolment) if settings.enrolment else home() / "devices" / settings.device
     findings = []
