@@ -204,13 +204,17 @@ class Runner:
             log.warning("the binding %s dropped messages in the last %g s: %s", self._binding.label, self._tell_s, listed)
 
     async def _answer(self, batch: list[Asked]) -> None:
-        """Answer a batch, each message by its own or together with those of the same shape."""
-        binding = self._binding
+        """Answer a batch; whatever happens, the next one is answered too."""
         try:
-            manifest = await self._describe()
+            await self._answer_groups(batch, await self._describe())
         except TopropeError as error:
             await self._refuse(batch, error)
-            return
+        except Exception as error:  # the border, see `_unforeseen`
+            await self._refuse(batch, self._unforeseen(error))
+
+    async def _answer_groups(self, batch: list[Asked], manifest: Manifest) -> None:
+        """Answer each message by itself or together with those of the same shape."""
+        binding = self._binding
         read = [found for one in batch if (found := await self._read(one, manifest)) is not None]
         groups: dict[object, list[Asked]] = {}
         for one in read:
@@ -276,6 +280,11 @@ class Runner:
         if exchange.response is None:
             raise DeviceError("the data plane gave no answer")
         return exchange.response
+
+    def _unforeseen(self, error: Exception) -> DeviceError:
+        """Log what is not ours, as the HTTP doors do, and return what is told of it in general words."""
+        log.error("a call of the binding %s failed in an unforeseen way", self._binding.label, exc_info=error)
+        return DeviceError("something went wrong inside; the agent's log has the details")
 
     async def _publish(self, one: Asked, response: InferenceResponse) -> None:
         binding = self._binding
