@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from toprope_edge.binding_settings import read_bindings
-from toprope_edge.bindings import run_bindings
 from toprope_edge.catalogue import SignedCatalogue
 from toprope_edge.choosing import thread_options
 from toprope_edge.cloud_client import CloudClient
@@ -58,6 +56,8 @@ from toprope_shared.verdicts import Verdict
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
 
+    from toprope_edge.binding_settings import Binding
+
 log = logging.getLogger(__name__)
 
 HTTP_ROAD, HTTP_ROAD_CODE = "HTTP_ROAD", "http_road"  # reported when HTTP brings what MQTT does not
@@ -90,7 +90,7 @@ class Agent:
         self._frozen = opened.frozen
         self._notifier = notifier
         self._settings = settings
-        self._bindings = read_bindings(settings.bindings, prefix=settings.topic_prefix, own=settings.broker)
+        self._bindings = _bindings(settings)
         self._credentials = credentials
         self._journal = journal
         self._topics = Topics(settings.topic_prefix)
@@ -220,14 +220,7 @@ class Agent:
                 self._bring_up(way.client),
                 self._tell(),
                 self._take_acks(),
-                run_bindings(
-                    self._bindings,
-                    plane,
-                    own=self._settings.broker,
-                    credentials=self._credentials,
-                    prefix=self._settings.topic_prefix,
-                    registry=self._registry,
-                ),
+                self._answer_topics(plane),
             )
             tasks = [group.create_task(part) for part in parts]
             log.info("%s answers on %s with %s", self._device, self._url, ", ".join(self._engines) or "no engine")
@@ -254,6 +247,20 @@ class Agent:
     def _teller(self, counts: Counts) -> Teller:
         topic, every_s = self._topics.telemetry(self._device), self._settings.telemetry_seconds
         return Teller(counts, self._link, topic, self._device, self._session, every_s=every_s, clock=self._clock)
+
+    async def _answer_topics(self, plane: DataPlane) -> None:
+        if not self._bindings:
+            return
+        from toprope_edge.bindings import run_bindings
+
+        await run_bindings(
+            self._bindings,
+            plane,
+            own=self._settings.broker,
+            credentials=self._credentials,
+            prefix=self._settings.topic_prefix,
+            registry=self._registry,
+        )
 
     async def _wake_on_connections(self) -> None:
         async for _ in self._link.connections():
@@ -410,6 +417,14 @@ def _engines(names: tuple[str, ...]) -> dict[str, Engine]:
             raise InputError(f"the engine {one.name} can't be used: {one.why}")
         log.info("without %s: %s", one.name, one.why)
     return found
+
+
+def _bindings(settings: EdgeSettings) -> tuple[Binding, ...]:
+    if not settings.bindings:
+        return ()
+    from toprope_edge.binding_settings import read_bindings
+
+    return read_bindings(settings.bindings, prefix=settings.topic_prefix, own=settings.broker)
 
 
 def _fetching(progress: Progress | None) -> Fetching | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from toprope_edge.download import Fetcher
 from toprope_edge.precheck import Plan
-from toprope_shared import deltas
 from toprope_shared.blobs import Blobs
 from toprope_shared.errors import InputError, IntegrityError
 from toprope_shared.manifest import Artifact, Delta, Variant
@@ -76,10 +76,15 @@ class Staging:
         if way is None:
             return
         file, base = (self._blobs.path(digest) for digest in (variant.artifact.sha256, way.base))
-        limits = deltas.Limits(target_bytes=variant.artifact.length)
         delta = self._blobs.path(way.artifact.sha256)
         try:
-            await asyncio.to_thread(deltas.apply, base, delta, file, target=variant.artifact.sha256, limits=limits)
+            await asyncio.to_thread(_apply, base, delta, file, variant.artifact)
         except (InputError, IntegrityError) as error:
             log.warning("%s is fetched whole, because its delta can't be used: %s", variant.name, error)
             await self._fetcher.fetch(variant.artifact)
+
+
+def _apply(base: Path, delta: Path, file: Path, artifact: Artifact) -> None:
+    from toprope_shared import deltas  # with zstandard: imported by the first delta, in its worker thread
+
+    deltas.apply(base, delta, file, target=artifact.sha256, limits=deltas.Limits(target_bytes=artifact.length))
