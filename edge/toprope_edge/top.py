@@ -92,18 +92,19 @@ def screen(before: Status | None, after: Status, seconds: float) -> Group:
 
 
 def _models(found: list[Row]) -> Table:
-    table = Table(
-        "model", "version", "variant", "engine", "calls/s", "p50 ms", "p99 ms", "fallbacks", "update", expand=True
-    )
+    table = Table("model", "runs", "calls/s", "p50 ms", "p99 ms", "fallbacks", expand=True)
+    for column in table.columns[1:5]:
+        column.no_wrap = True
     for row in found:
-        why = ", ".join(f"{reason} {count}" for reason, count in sorted(row.fallbacks.items(), key=lambda item: -item[1]))
-        if row.unanswered:
-            why = f"{why}, " * bool(why) + f"unanswered {row.unanswered}"
         model = row.model
-        update = "" if model.state in ENDED else model.state
-        cells = (model.model, model.version or "–", model.variant or "–", model.runtime or "–")
+        updating = [] if model.state in ENDED else [f"updating: {model.state}"]
+        runs = [model.variant, model.runtime.partition(";")[0]] if model.variant else ["nothing"]
+        why = [f"{reason} {count}" for reason, count in sorted(row.fallbacks.items(), key=lambda item: -item[1])]
+        if row.unanswered:
+            why.append(f"unanswered {row.unanswered}")
+        names = ("\n".join(lines) for lines in ([model.model, model.version], [*runs, *updating]))
         figures = (_figure(row.rate, 1), _figure(row.p50_ms, 2), _figure(row.p99_ms, 2))
-        table.add_row(*(Text(cell) for cell in (*cells, *figures, why, update)))
+        table.add_row(*(Text(cell) for cell in (*names, *figures, "\n".join(why))))
     if not found:
         table.add_row(Text("no model yet"))
     return table

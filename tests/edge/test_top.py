@@ -67,7 +67,7 @@ def test_the_first_look_has_no_rate() -> None:
 
 def test_the_screen_shows_models_fallbacks_and_the_update_under_way() -> None:
     text = shown(status(0), status(300, 4))
-    for word in ("dev-1", "onnx-float32", "onnxruntime/1.32.0", "low_confidence 4, unanswered 1", "FETCHING"):
+    for word in ("dev-1", "onnx-float32", "onnxruntime/1.32.0", "low_confidence 4", "unanswered 1", "updating: FETCHING"):
         assert word in text
     assert "3.0 of 12.0 MiB, 1.00 MiB/s by pull, 9 s left" in text
     assert "no update begins" not in text

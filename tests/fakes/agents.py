@@ -70,6 +70,8 @@ class Agent:
         before: the words before it, e.g. of a program that starts it.
         env: further variables; None as a value takes one away.
         program: the installed `toprope`.
+        cwd: where it is started.
+        model: that it is asked for.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class Agent:
         env: Mapping[str, str | None] | None = None,
         program: str = TOPROPE,
         cwd: Path | None = None,
+        model: str = "double",
     ) -> None:
+        self.model = model
         self.port = free_port()
         self.log = home.parent / f"agent-{self.port}.log"
         broker = f"mqtt://127.0.0.1:{free_port()}"
@@ -101,11 +105,11 @@ class Agent:
         """Return the JSON of a GET."""
         return self._http.request("GET", self.url + path).json()
 
-    def ask(self, value: float = 3.0, model: str = "double") -> float | None:
+    def ask(self, value: float = 3.0) -> float | None:
         """Return the answer; None where there is none."""
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [value]}]}
         try:
-            answer = self._http.request("POST", f"{self.url}/v2/models/{model}/infer", json=body)
+            answer = self._http.request("POST", f"{self.url}/v2/models/{self.model}/infer", json=body)
         except urllib3.exceptions.HTTPError:
             return None
         return float(answer.json()["outputs"][0]["data"][0]) if answer.status == 200 else None
