@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 COUNT_AFTER_S = 1.0
 MAX_RELEASES = 8
+CALLS = ("model", "version", "origin", "reason", "code")
+ROWS = ("model", "version", "kind", "name", "feature")
 HeldManifest = Callable[[str], Manifest | None]
 
 
@@ -222,17 +224,15 @@ class CountsCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield calls, durations, drift and skipped rows."""
-        names = ("model", "version", "origin", "reason", "code")
-        calls = CounterMetricFamily("toprope_edge_calls", "Calls by release, who answered, why and how.", labels=names)
-        seconds = HistogramMetricFamily("toprope_edge_seconds", "Seconds from the validated request on.", labels=names)
+        calls = CounterMetricFamily("toprope_edge_calls", "Calls by release, who answered, why and how.", labels=CALLS)
+        seconds = HistogramMetricFamily("toprope_edge_seconds", "Seconds from the validated request on.", labels=CALLS)
         for one in self._counts.tallies.calls():
             calls.add_metric(one.key, one.count)
             seconds.add_metric(one.key, _cumulative(one), one.seconds)
         yield calls
         yield seconds
-        names = ("model", "version", "kind", "name", "feature")
-        index = GaugeMetricFamily("toprope_edge_psi", "Population stability index of live rows.", labels=names)
-        rows = CounterMetricFamily("toprope_edge_sampled_rows", "Live rows that were counted into bins.", labels=names)
+        index = GaugeMetricFamily("toprope_edge_psi", "Population stability index of live rows.", labels=ROWS)
+        rows = CounterMetricFamily("toprope_edge_sampled_rows", "Live rows that were counted into bins.", labels=ROWS)
         for histogram, found in self._counts.drifts():
             index.add_metric(histogram.key, found.psi)
             rows.add_metric(histogram.key, found.rows)

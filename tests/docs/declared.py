@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("shared", "edge", "cloud", "training")
 ROOT_ERROR = "TopropeError"
 KINDS = {"Counter": "counter", "Gauge": "gauge", "Histogram": "histogram", "Summary": "summary"}
+# What a collector of its own yields.
+FAMILIES = {f"{kind}MetricFamily": text for kind, text in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,13 @@ def trees() -> tuple[tuple[str, ast.Module], ...]:
 def metrics() -> list[Metric]:
     """Return every metric that a room declares on a registry; its name is literal, its labels are or have a literal's name."""
     found = [
-        Metric(_exposed(node), KINDS[_called(node)], _labels(node, tree), room)
+        Metric(_exposed(node), {**KINDS, **FAMILIES}[_called(node)], _labels(node, tree), room)
         for room, tree in trees()
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and _called(node) in KINDS and any(word.arg == "registry" for word in node.keywords)
+        if isinstance(node, ast.Call)
+        and (
+            _called(node) in FAMILIES or (_called(node) in KINDS and any(word.arg == "registry" for word in node.keywords))
+        )
     ]
     return sorted(found, key=lambda metric: metric.name)
 
@@ -103,11 +108,11 @@ def _called(node: ast.Call) -> str:
 
 
 def _exposed(node: ast.Call) -> str:
-    return str(ast.literal_eval(node.args[0])) + ("_total" if _called(node) == "Counter" else "")
+    return str(ast.literal_eval(node.args[0])) + ("_total" if _called(node) in ("Counter", "CounterMetricFamily") else "")
 
 
 def _labels(node: ast.Call, tree: ast.Module) -> tuple[str, ...]:
-    given = [*node.args[2:3], *(word.value for word in node.keywords if word.arg == "labelnames")]
+    given = [*node.args[2:3], *(word.value for word in node.keywords if word.arg in ("labelnames", "labels"))]
     if given and isinstance(given[0], ast.Name):
         meant = given[0].id
         given = [
