@@ -45,7 +45,7 @@ from toprope_shared.verdicts import MetadataSource, Refreshed, Verdict
 BOOTSTRAP, GENERATIONS, JOURNAL = "bootstrap", "generations", "journal.sqlite"
 DEVICE = "conformance"
 # Whatever is read was published just before. nats-server acknowledges a retained message a moment before a new subscription
-# finds it, and who subscribes in that moment is told nothing: so it is asked again, with a new subscription, some times.
+# finds it; who subscribes in that moment is told nothing or the former one. So it is asked until it gives what was published.
 START_S, PATIENCE_S, TIMES, LOOK_S = 60.0, 4.0, 10, 0.02
 T = TypeVar("T")
 ReadTarget = Callable[[str, int], bytes]
@@ -73,16 +73,10 @@ class Bridge:
             if role != Root.type or version is None:
                 raise LinkError(f"nobody publishes {role} {version or ''}".rstrip()) from None
             self._hint(version - 1)
-            return self._read(role, version)
+            return self._mqtt.get(role, version)
         self._publish(topic_of(self._topics, role, version), data)
         if role == Root.type and version is not None:
             self._hint(version)
-        return self._read(role, version)
-
-    def _read(self, role: str, version: int | None) -> bytes:
-        for _ in range(TIMES - 1):
-            with suppress(LinkError):
-                return self._mqtt.get(role, version)
         return self._mqtt.get(role, version)
 
     def read_target(self, url: str, limit: int) -> bytes:
@@ -95,7 +89,17 @@ class Bridge:
         self._publish(self._topics.head, json.dumps({"root": newest, "snapshot": 0, "timestamp": 0}).encode())
 
     def _publish(self, topic: str, data: bytes) -> None:
+        """Publish, and wait until a new subscription finds it.
+
+        Raises:
+            LinkError: it is not found.
+        """
         self._run(self._cloud.publish(topic, data, qos=1, retain=True))
+        for _ in range(TIMES):
+            with suppress(LinkError):
+                if self._run(self._device.retained(topic, timeout_s=PATIENCE_S)) == data:
+                    return
+        raise LinkError(f"the broker took {topic} and does not give it back")
 
     def _run(self, what: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(START_S)
