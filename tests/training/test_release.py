@@ -210,7 +210,8 @@ def test_a_release_with_a_base_carries_deltas_that_make_its_files(write_recipe: 
     assert delta.base == first.manifest.variants[0].artifact.sha256
     assert delta.artifact.length < 0.6 * tflite.artifact.length
     made = tmp_path / "made.tflite"
-    deltas.apply(first.path(first.manifest.variants[0]), delta_path(second.path(tflite), delta.base), made)
+    way = delta_path(second.path(tflite), delta.base)
+    deltas.apply(first.path(first.manifest.variants[0]), way, made, target=tflite.artifact.sha256)
     assert made.read_bytes() == second.path(tflite).read_bytes()
     assert delta.artifact.sha256 in {file.digest for file in second.files()}
 
