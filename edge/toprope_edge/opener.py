@@ -67,6 +67,9 @@ class Opener:
     async def open(self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None) -> Loaded:
         """Read a variant verified, open it and run one row of zeros through it; None threads are the opener's own number.
 
+        A file that keeps state is opened once more after that, and as one instance: its callers share one state, which begins
+        with the first of them.
+
         Raises:
             IntegrityError: the file is missing or not what its digest says.
             RuntimeMissingError: this device does not have the engine.
@@ -115,11 +118,17 @@ class Opener:
         import_now(chosen)  # the first open of an engine imports it, which is no cost of the session
         before, started = rss(), time.perf_counter()
         data = self._blobs.read(variant.artifact.sha256)
-        session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=self._instances)
-        del data
+        stateful = variant.needs.stateful
+        instances = 1 if stateful else self._instances
+        session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=instances)
+        if not stateful:
+            del data
         loaded = Loaded(manifest, variant, engine, f"{chosen.name}/{chosen.version};{variant.precision}", session)
         loaded.threads = threads
         _warm(loaded, session)
+        if stateful:
+            session.close()
+            loaded.session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=instances)
         loaded.open_s = time.perf_counter() - started
         trim()  # what opening took for itself is no cost of the session
         loaded.cost = max(rss() - before, variant.artifact.length)

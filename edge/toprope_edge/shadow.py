@@ -60,7 +60,7 @@ class Comparison:
         self._differ: deque[bool] = deque(maxlen=WINDOW)
         self._sample: _Sample | None = None
         self._due = 0.0
-        self._closed = False
+        self._closed = second.variant.needs.stateful  # what samples leave behind would be in its later answers
 
     def listen(self, request: InferenceRequest, response: InferenceResponse) -> None:
         """Take a call that was answered; most are passed over."""
