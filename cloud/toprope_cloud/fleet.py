@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import LargeBinary, select
+from sqlalchemy import LargeBinary, UniqueConstraint, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from toprope_cloud.database import open_database
@@ -25,13 +25,18 @@ class _Device(_Base):
     __tablename__ = "devices"
     name: Mapped[str] = mapped_column(primary_key=True)
     state: Mapped[bytes] = mapped_column(LargeBinary)
-    last_report: Mapped[int] = mapped_column(default=0)
+    last_report: Mapped[int] = mapped_column(default=0)  # from before journals had numbers; files of that time need it
 
 
 class _Report(_Base):
-    __tablename__ = "reports"
-    device: Mapped[str] = mapped_column(primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
+    """A report; `id` is the order in which they came, which a device's numbers are not over several journals."""
+
+    __tablename__ = "device_reports"
+    __table_args__ = (UniqueConstraint("device", "journal", "number"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    journal: Mapped[int]
+    number: Mapped[int]
     body: Mapped[bytes] = mapped_column(LargeBinary)
 
 
@@ -61,16 +66,16 @@ class Fleet:
             row.state = msgspec.json.encode(state)
 
     def put_report(self, device: str, report: Report) -> int:
-        """Store a report once; return the number up to which all are stored."""
+        """Store a report once; return the number up to which all of its journal are stored."""
         with self._transaction() as rows:
-            row = rows.get(_Device, device)
-            if row is None:
-                row = _Device(name=device, state=msgspec.json.encode(DeviceState(device, False, 0)), last_report=0)
-                rows.add(row)
-            if rows.get(_Report, (device, report.number)) is None:
-                rows.add(_Report(device=device, number=report.number, body=msgspec.json.encode(report)))
-            row.last_report = max(row.last_report or 0, report.number)
-            return row.last_report
+            if rows.get(_Device, device) is None:
+                state = msgspec.json.encode(DeviceState(device, False, 0))
+                rows.add(_Device(name=device, state=state, last_report=0))
+            of_journal = (_Report.device == device, _Report.journal == report.journal)
+            if rows.scalar(select(_Report.id).where(*of_journal, _Report.number == report.number)) is None:
+                body = msgspec.json.encode(report)
+                rows.add(_Report(device=device, journal=report.journal, number=report.number, body=body))
+            return rows.scalar(select(func.max(_Report.number)).where(*of_journal)) or 0
 
     def devices(self) -> list[dict[str, Any]]:
         """Return every device with its newest reports, oldest first."""
@@ -90,5 +95,5 @@ class Fleet:
 
 
 def _reports(rows: Session, device: str) -> list[dict[str, Any]]:
-    newest = select(_Report).where(_Report.device == device).order_by(_Report.number.desc()).limit(SHOWN_REPORTS)
+    newest = select(_Report).where(_Report.device == device).order_by(_Report.id.desc()).limit(SHOWN_REPORTS)
     return [msgspec.json.decode(row.body) for row in reversed(rows.scalars(newest).all())]

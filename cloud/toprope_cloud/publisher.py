@@ -131,7 +131,7 @@ async def _take_report(message: Message, link: Link, topics: Topics, fleet: Flee
         number = await asyncio.to_thread(fleet.put_report, device, report)
         if report.state == ATTACK:
             log.error("the device %s refused an attack on its trust: %s", device, report.text)
-        await link.publish(topics.ack(device), encode(Ack(number)), qos=1)
+        await link.publish(topics.ack(device), encode(Ack(number, report.journal)), qos=1)
     except InputError as error:
         log.warning("a report on %s is passed over: %s", message.topic, error)
     except LinkError as error:

@@ -7,6 +7,7 @@ code; a row of it that names files is entered only after the files and then thei
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import msgspec
 
 from toprope_edge.life import LIFE, MAX_TRANSITIONS, State
 from toprope_edge.outbox import MAX_REPORTS, Outbox
+from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import DeviceError
 from toprope_shared.messages import DesiredRelease, Report
 from toprope_shared.trying import Choice
@@ -130,7 +132,9 @@ _LATER = (
     ALTER TABLE slots ADD COLUMN threads INT;
     ALTER TABLE refused ADD COLUMN rest BLOB;
     """,
+    "ALTER TABLE reports ADD COLUMN journal INT NOT NULL DEFAULT 0;",
 )
+_NUMBER_BITS = 53  # of a journal's number, which every reader of JSON takes
 _UPDATE = "SELECT release, state, attempts, transitions, choice, baseline FROM updates"
 _PUSH = """
 INSERT OR REPLACE INTO slots (model, slot, manifest, variant, engine, threads) VALUES (?, 'current', ?, ?, ?, ?)
@@ -144,9 +148,14 @@ class Journal:
     Args:
         path: of the file, made when missing.
         most_reports: how many reports may wait, as far as they can be folded.
+        copied: whether the file is a copy: what it reports is told apart from what its original reports later.
+        clock: wall-clock time, for the numbers of sessions.
     """
 
-    def __init__(self, path: Path, *, most_reports: int = MAX_REPORTS) -> None:
+    def __init__(
+        self, path: Path, *, most_reports: int = MAX_REPORTS, copied: bool = False, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -155,16 +164,22 @@ class Journal:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         for number, script in enumerate(_LATER[version:], version + 1):
             self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-        self._outbox = Outbox(self._db, most_reports)
+        if copied or self.noted("journal") is None:
+            self.note("journal", secrets.randbits(_NUMBER_BITS) | 1)  # 0 is on reports from before there were numbers
+        self._outbox = Outbox(self._db, self.noted("journal") or 0, most_reports)
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
     def next_session(self) -> int:
-        """Count this start of the agent and return its number."""
-        query = "INSERT INTO meta VALUES ('session', 1) ON CONFLICT DO UPDATE SET value = value + 1 RETURNING value"
-        return int(self._db.execute(query).fetchone()[0])
+        """Return this start's number: the seconds since 1970, or one more than the last where that is more.
+
+        So it grows even when the journal was lost and begun anew, or the last start could write nothing down.
+        """
+        number = max((self.noted("session") or 0) + 1, int(self._clock.now()))
+        self.note("session", number)
+        return number
 
     def update(self, model: str) -> Update | None:
         """Return a model's newest update."""
@@ -283,9 +298,9 @@ class Journal:
         """Return the oldest reports that the cloud has not acknowledged."""
         return self._outbox.waiting(limit)
 
-    def acknowledged(self, number: int) -> None:
-        """Forget the reports up to `number`."""
-        self._outbox.acknowledged(number)
+    def acknowledged(self, number: int, journal: int) -> None:
+        """Forget the reports up to `number` that carry this journal's number."""
+        self._outbox.acknowledged(number, journal)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

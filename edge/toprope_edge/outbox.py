@@ -2,6 +2,8 @@
 
 When a device is offline for long, the oldest steps on the way are folded together first, then repetitions of an end or an
 alarm. The last word on a release is never dropped. No transaction of its own: the journal opens them.
+A number says something only together with the journal that gave it: one that was lost begins at 1 again, and a copy of one
+goes on where its original does too.
 """
 
 from __future__ import annotations
@@ -23,29 +25,35 @@ class Outbox:
     """The table of reports.
 
     Args:
-        database: with the table `reports (number, body)`.
+        database: with the table `reports (number, body, journal)`.
+        journal: the number of the journal, which new reports carry.
         most: how many reports may wait, as far as they can be folded.
     """
 
-    def __init__(self, database: sqlite3.Connection, most: int = MAX_REPORTS) -> None:
+    def __init__(self, database: sqlite3.Connection, journal: int, most: int = MAX_REPORTS) -> None:
         self._db = database
+        self._journal = journal
         self._most = most
 
     def keep(self, report: Report) -> None:
         """Add a report; it gets the next number."""
-        self._db.execute("INSERT INTO reports (body) VALUES (?)", (msgspec.json.encode(report),))
+        row = (msgspec.json.encode(report), self._journal)
+        self._db.execute("INSERT INTO reports (body, journal) VALUES (?, ?)", row)
         excess = int(self._db.execute("SELECT COUNT(*) FROM reports").fetchone()[0]) - self._most
         if excess > 0:
             self._fold(excess)
 
     def waiting(self, limit: int) -> list[Report]:
         """Return the oldest reports that the cloud has not acknowledged."""
-        rows = self._db.execute("SELECT number, body FROM reports ORDER BY number LIMIT ?", (limit,)).fetchall()
-        return [msgspec.structs.replace(msgspec.json.decode(body, type=Report), number=number) for number, body in rows]
+        query = "SELECT number, journal, body FROM reports ORDER BY number LIMIT ?"
+        return [
+            msgspec.structs.replace(msgspec.json.decode(body, type=Report), number=number, journal=journal)
+            for number, journal, body in self._db.execute(query, (limit,)).fetchall()
+        ]
 
-    def acknowledged(self, number: int) -> None:
-        """Forget the reports up to `number`."""
-        self._db.execute("DELETE FROM reports WHERE number <= ?", (number,))
+    def acknowledged(self, number: int, journal: int) -> None:
+        """Forget the reports up to `number` that carry this journal's number."""
+        self._db.execute("DELETE FROM reports WHERE number <= ? AND journal = ?", (number, journal))
 
     def _fold(self, excess: int) -> None:
         """Fold up to `excess` reports into the next later one of their kind."""

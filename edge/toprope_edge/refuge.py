@@ -86,7 +86,7 @@ def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...],
     if (state / "trust").is_dir():
         shutil.copytree(state / "trust", copy / "trust", copy_function=shutil.copyfile)
     (copy / "blobs").symlink_to((state / "blobs").absolute(), target_is_directory=True)
-    journal = Journal(copy / JOURNAL)
+    journal = Journal(copy / JOURNAL, copied=True)
     stack.callback(journal.close)
     log.error("%s: answers go on with what is there, nothing is kept and no update begins; mend it and restart", why)
     return Opened(copy, journal, why)

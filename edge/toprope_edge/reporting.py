@@ -136,13 +136,13 @@ class Reporter:
         async with self._link.subscribe(self._topics.ack(self._device)) as acks:
             async for message in acks:
                 try:
-                    number = decode(Ack, message.payload).number
+                    ack = decode(Ack, message.payload)
                 except InputError as error:
                     log.warning("an acknowledgement is passed over: %s", error)
                     continue
                 with _unwritable("an acknowledgement"):
-                    self._journal.acknowledged(number)
-                    if number >= self._told and self._journal.reports(1):
+                    self._journal.acknowledged(ack.number, ack.journal)
+                    if ack.number >= self._told and self._journal.reports(1):
                         self._changed.set()  # more wait than one batch carries
 
 

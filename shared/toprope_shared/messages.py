@@ -99,7 +99,7 @@ class DeviceState(msgspec.Struct, frozen=True):
 
     Attributes:
         online: False in the will.
-        session: counts the agent's starts; a will of an older session says nothing about a newer one.
+        session: grows with each of the agent's starts; a will of an older session says nothing about a newer one.
         engines: usable engines as `name/version`.
         url: where the agent's local door listens, for people; empty in the will.
         trust: the verdict of the last look at the trust metadata: fresh, stale or attack; empty before the first.
@@ -121,7 +121,12 @@ class DeviceState(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """One thing that happened to an update on a device; kept until the cloud acknowledges its number."""
+    """One thing that happened to an update on a device; kept until the cloud acknowledges its number.
+
+    Attributes:
+        number: grows within a journal; some are left out.
+        journal: drawn for each journal of a device: one that was lost and begun anew counts from 1 again.
+    """
 
     number: Count
     at: int
@@ -131,12 +136,14 @@ class Report(msgspec.Struct, frozen=True):
     code: str = ""
     text: str = ""
     details: dict[str, Any] = {}
+    journal: Count = 0
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """The cloud has stored all reports up to and including this number."""
+    """The cloud has stored all reports of one journal up to and including this number."""
 
     number: Count
+    journal: Count = 0
 
 
 def decode(kind: type[T], data: bytes) -> T:

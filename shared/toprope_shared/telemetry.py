@@ -81,7 +81,7 @@ class Telemetry(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message: P/d/{device}/telemetry.
 
     Attributes:
-        session: counts the agent's starts.
+        session: grows with each of the agent's starts.
         sequence: counts the messages of a session, from 1; a number that does not come is a lost message.
         at: seconds since 1970 of the device's clock.
         skipped: calls whose rows are not in the histograms, because more came than are looked at.

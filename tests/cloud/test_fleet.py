@@ -21,6 +21,16 @@ def test_a_report_that_comes_twice_is_stored_once(tmp_path: Path) -> None:
     fleet.close()
 
 
+def test_reports_of_a_journal_that_was_begun_anew_are_stored_beside_the_older_ones(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path / "fleet.sqlite")
+    came = [(1, 7), (2, 7), (1, 9), (1, 9), (3, 7)]
+    reports = [Report(number, 5, "m", "1.0.0", "FETCHING", journal=journal) for number, journal in came]
+    assert [fleet.put_report("d", report) for report in reports] == [1, 2, 1, 1, 3]
+    shown = [(one["number"], one["journal"]) for one in fleet.devices()[0]["reports"]]
+    assert shown == [(1, 7), (2, 7), (1, 9), (3, 7)]
+    fleet.close()
+
+
 def test_a_will_of_an_older_session_is_passed_over(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path / "fleet.sqlite")
     fleet.put_state("d", DeviceState("d", True, 2, engines=("onnxruntime/1",)))

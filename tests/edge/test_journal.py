@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fakes.clocks import ManualClock
 
 from toprope_edge.journal import Along, Journal, Refusal, RefusedFor, Slot
 from toprope_edge.life import LIFE, MAX_TRANSITIONS, State
@@ -156,9 +157,41 @@ def test_a_journal_of_the_first_schema_is_read_and_written_on(path: Path) -> Non
 
 def test_reports_wait_until_they_are_acknowledged_and_numbers_are_never_used_again(journal: Journal) -> None:
     journal.offer(release(), at=1)
-    journal.acknowledged(1)
+    (first,) = journal.reports()
+    journal.acknowledged(1, first.journal)
     journal.enter(release(), State.PRECHECK, 2)
     assert [report.number for report in journal.reports()] == [2]
+
+
+def test_an_acknowledgement_of_a_journal_that_was_lost_forgets_nothing(path: Path) -> None:
+    lost = Journal(path)
+    lost.offer(release(), at=1)
+    (told,) = lost.reports()
+    lost.close()
+    path.unlink()
+    journal = Journal(path)
+    journal.offer(release(), at=2)
+    journal.acknowledged(told.number, told.journal)
+    (waiting,) = journal.reports()
+    assert (waiting.number, waiting.journal == told.journal) == (told.number, False)
+    journal.close()
+
+
+def test_a_copy_tells_what_waits_as_the_original_does_and_what_is_new_apart(path: Path) -> None:
+    journal = Journal(path)
+    journal.offer(release(), at=1)
+    journal.close()
+    numbered = []
+    for copied in (False, True):
+        again = Journal(path, copied=copied)
+        again.enter(release(), State.PRECHECK, 2)
+        numbered += [(report.number, report.journal) for report in again.reports()]
+        again.acknowledged(2, numbered[0][1])
+        again.close()
+    (one, first), (two, second), (three, copy) = numbered
+    assert (one, two, three) == (1, 2, 3)
+    assert first == second != copy
+    assert copy > 0
 
 
 def test_a_device_that_is_never_heard_keeps_few_reports_and_every_last_word(path: Path) -> None:
@@ -301,13 +334,24 @@ def test_what_ends_a_refusal(
     assert kept.stands(retry, engines) is stands
 
 
-def test_sessions_count_the_starts(path: Path) -> None:
-    counted = []
-    for _ in range(3):
-        journal = Journal(path)
-        counted.append(journal.next_session())
+@pytest.mark.parametrize(
+    ("lost", "times", "sessions"),
+    [
+        (False, (500, 500, 600, 7), [500, 501, 600, 601]),  # a clock that stands still or goes back
+        (True, (500, 600), [500, 600]),
+    ],
+)
+def test_sessions_grow_even_when_the_journal_is_lost(
+    lost: bool, times: tuple[int, ...], sessions: list[int], path: Path
+) -> None:
+    found = []
+    for now in times:
+        journal = Journal(path, clock=ManualClock(float(now)))
+        found.append(journal.next_session())
         journal.close()
-    assert counted == [1, 2, 3]
+        if lost:
+            path.unlink()
+    assert found == sessions
 
 
 def test_floors_and_alarms_survive_a_restart(path: Path) -> None:
@@ -319,6 +363,7 @@ def test_floors_and_alarms_survive_a_restart(path: Path) -> None:
     journal.close()
     again = Journal(path)
     assert again.trust_floors() == {"root": Floor(3), "timestamp": Floor(1, "new keys")}
-    assert again.reports() == [Report(1, 5, "", "", "ATTACK", "attack", "a replay")]
+    (report,) = again.reports()
+    assert report == Report(1, 5, "", "", "ATTACK", "attack", "a replay", journal=report.journal)
     assert (again.noted("fresh_at"), again.noted("never")) == (9, None)
     again.close()
