@@ -172,6 +172,7 @@ class Agent:
             watched=self._watched,
             threads=thread_options(settings.threads),
             shadow=Shadow(settings.shadow_calls, settings.shadow_seconds) if settings.shadow_calls else None,
+            kept=lambda: [document.hashes["sha256"] for document in (self._trust.rollout,) if document],
         )
 
     def _require(self, release: DesiredRelease) -> None:

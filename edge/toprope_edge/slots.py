@@ -55,23 +55,25 @@ class Slots:
             manifest = parse(self._blobs.read(slot.manifest_sha256))
             variant = find_variant(manifest, slot.variant)
             self._runtime.switch(await self._runtime.prepare(manifest, variant, slot.engine, threads=slot.threads))
-        except (DeviceError, InputError) as error:
+        except (DeviceError, InputError, OSError) as error:
             self._broken(model, slot, manifest, error)
             return False
         return True
 
     async def open_either(self, model: str) -> None:
         """Open the current slot; where it does not open, go back to the previous one."""
-        if not await self.open(model) and self._journal.slot(model, "previous"):
-            self._journal.swap_back(model)
-            await self.open(model)
+        if not await self.open(model) and await self.open(model, "previous"):
+            try:
+                self._journal.swap_back(model)
+            except sqlite3.Error as error:  # it answers all the same, and the next start finds the same
+                log.error("that the previous release of %s answers can't be written down: %s", model, error)
         if self._runtime.active(model):
             self._runtime.keep(model)
 
-    def _broken(self, model: str, slot: Slot, manifest: Manifest | None, error: TopropeError) -> None:
+    def _broken(self, model: str, slot: Slot, manifest: Manifest | None, error: TopropeError | OSError) -> None:
         """Report it; where the rollout names this release it is offered, fetched and tried out again."""
         log.error("%s does not open from disk: %s", model, error)
-        reason = Reason.INTEGRITY_FAILED if isinstance(error, IntegrityError) else Reason.LOAD_FAILED
+        reason = Reason.INTEGRITY_FAILED if isinstance(error, (IntegrityError, OSError)) else Reason.LOAD_FAILED
         if slot.engine not in self._engines:
             reason = Reason.RUNTIME_MISSING
         try:

@@ -71,15 +71,20 @@ class Staging:
         return min(fitting, key=lambda delta: delta.artifact.length, default=None)
 
     async def _rebuild(self, variant: Variant) -> None:
-        """Make a variant's file from its base and a delta; fetch it whole, once, when that fails."""
+        """Make a variant's file from its base and a delta; fetch it whole, once, when that fails.
+
+        The base may be gone meanwhile: it was an earlier release's, and another model's commit has cleaned up.
+        """
         way = self._delta(variant)
         if way is None:
+            if not self._blobs.has(variant.artifact.sha256):
+                await self._fetcher.fetch(variant.artifact)
             return
         file, base = (self._blobs.path(digest) for digest in (variant.artifact.sha256, way.base))
         delta = self._blobs.path(way.artifact.sha256)
         try:
             await asyncio.to_thread(_apply, base, delta, file, variant.artifact)
-        except (InputError, IntegrityError) as error:
+        except (InputError, IntegrityError, FileNotFoundError) as error:
             log.warning("%s is fetched whole, because its delta can't be used: %s", variant.name, error)
             await self._fetcher.fetch(variant.artifact)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -40,6 +40,12 @@ class CrashLoopError(DeviceError):
     """The agent ended again and again while it did something risky with a release."""
 
     code = "crash_loop"
+
+
+class UnforeseenError(DeviceError):
+    """A step of an update failed again and again in a way that nobody foresaw."""
+
+    code = "unforeseen"
 
 
 class TrialError(DeviceError):
@@ -86,6 +92,7 @@ class Steps:
         require: raises TrustError when a desired release is not signed by the models role, or was withdrawn.
         changed: called after each transition, so that state and reports go out.
         shadow: for releases whose rollout does not ask for one; None for none.
+        kept: returns digests of further files that are no release's and still needed.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class Steps:
         require: Callable[[DesiredRelease], None],
         changed: Callable[[], None],
         shadow: Shadow | None,
+        kept: Callable[[], Iterable[str]],
     ) -> None:
         self._journal = journal
         self._blobs = blobs
@@ -118,6 +126,7 @@ class Steps:
         self._require = require
         self._changed = changed
         self._shadow_wanted = shadow
+        self._kept = kept
         self._plans: dict[str, tuple[str, Plan]] = {}
         self._steps = {
             State.OFFERED: self._offered,
@@ -149,10 +158,13 @@ class Steps:
         self._changed()
 
     async def leave_service(self, release: DesiredRelease) -> None:
-        """Take a release out of the runtime whose slot the journal has given back: what is current there answers."""
+        """Take a release out of the runtime whose slot the journal has given back: what is current there answers.
+
+        One that hung and is held without running is taken out too: nobody may load it again.
+        """
         model = release.model
-        active = self._runtime.active(model)
-        if active is not None and active.manifest.release_counter == release.release_counter:
+        held = self._runtime.manifest(model)
+        if held is not None and held.release_counter == release.release_counter:
             if self._runtime.standby(model):
                 self._runtime.roll_back(model)
                 return
@@ -280,8 +292,8 @@ class Steps:
         return "the rollout's time to activate is over" if rollout.activate_before < self._clock.now() else ""
 
     def _pinned(self) -> set[str]:
-        """Return the digests of all files that a slot or an update under way may need."""
-        keep: set[str] = set()
+        """Return the digests of all files that a slot, an update under way or somebody else may need."""
+        keep = set(self._kept())
         for slot in self._journal.slots():
             keep |= self._named(slot.manifest_sha256, slot.variant)
         for update in self._journal.updates():

@@ -22,7 +22,7 @@ from toprope_edge.precheck import Precheck, names
 from toprope_edge.runtime import Runtime, RuntimeMissingError
 from toprope_edge.slots import Slots
 from toprope_edge.staging import Staging
-from toprope_edge.steps import MAX_ATTEMPTS, CrashLoopError, Steps, TrialError, Walk
+from toprope_edge.steps import MAX_ATTEMPTS, CrashLoopError, Steps, TrialError, UnforeseenError, Walk
 from toprope_edge.trial import Probation, Trials
 from toprope_shared import probe
 from toprope_shared.blobs import Blobs
@@ -57,6 +57,7 @@ class _Want:
         poked: set whenever there may be something to do.
         begun: whether this process has taken a step of the life that is under way.
         trouble: what was told last about why the update waits.
+        stumbles: how often in a row the same step failed as nobody foresaw.
     """
 
     model: str
@@ -65,6 +66,7 @@ class _Want:
     poked: asyncio.Event = field(default_factory=asyncio.Event)
     begun: bool = False
     trouble: str = ""
+    stumbles: int = 0
 
 
 class UpdateRunner:
@@ -76,6 +78,7 @@ class UpdateRunner:
         watched: how the releases answer.
         threads: numbers of engine threads that are tried out.
         shadow: for releases whose rollout does not ask for one; None for none.
+        kept: returns digests of further files that stay on disk, as the rollout's document.
         try_out: runs one try-out; blocks.
         retry_s: seconds after which what waits for the link or the disk is tried again.
     """
@@ -95,6 +98,7 @@ class UpdateRunner:
         watched: Watched,
         threads: tuple[int, ...] = (1,),
         shadow: Shadow | None = None,
+        kept: Callable[[], Iterable[str]] = frozenset,
         try_out: TryOut = probe.probe,
         retry_s: float = RETRY_S,
     ) -> None:
@@ -121,6 +125,7 @@ class UpdateRunner:
             require=require,
             changed=changed,
             shadow=shadow,
+            kept=kept,
         )
 
     async def restore(self) -> None:
@@ -132,9 +137,11 @@ class UpdateRunner:
                 log.error("%s stays as it is, the journal can't be written: %s", update.release.model, error)
                 if update.state is State.PROBATION:  # a start that is not counted is not risked
                     await self._slots.open(update.release.model, "previous")
+            except Exception:  # the border: nothing about one model keeps the others from answering
+                log.exception("%s stays as it is, its update can't be gone on with", update.release.model)
         for model in self._journal.models():
             if not self._runtime.active(model):
-                await self._slots.open_either(model)
+                await self._open_either(model)
 
     async def run(self) -> None:
         """Walk every model's update, each by itself, until cancelled."""
@@ -158,6 +165,12 @@ class UpdateRunner:
         want.poked.set()
 
     # After a restart.
+
+    async def _open_either(self, model: str) -> None:
+        try:
+            await self._slots.open_either(model)
+        except Exception:  # the border, as above
+            log.exception("%s can't be opened from disk", model)
 
     async def _resume(self, update: Update) -> None:
         """Set an update to where it goes on, see `Step.after_power_loss`; each start of a risky step is counted."""
@@ -191,7 +204,8 @@ class UpdateRunner:
             self._poke(release.model, release, None)
         elif self._journal.slot(release.model, "previous"):
             self._journal.swap_back(release.model)
-            self._runtime.keep(release.model)
+            if self._runtime.active(release.model):
+                self._runtime.keep(release.model)
 
     async def _finish_rolling_back(self, model: str) -> None:
         update = self._journal.update(model)
@@ -216,7 +230,9 @@ class UpdateRunner:
         try:
             while (walk := await self._next(want)) is not None:
                 want.begun = True
-                if not await self._guarded(want, walk):
+                on = await self._guarded(want, walk)
+                want.stumbles = 0
+                if not on:
                     break
         except LinkError as error:
             log.warning("the update of %s waits: %s", want.model, error)
@@ -224,6 +240,10 @@ class UpdateRunner:
             return True
         except (OSError, sqlite3.Error) as error:
             self._tell_trouble(want, error)
+            return True
+        except Exception:  # the border: whatever goes wrong with an update, answers and other models' updates go on
+            want.stumbles += 1
+            log.exception("the update of %s failed as nobody foresaw and is tried again", want.model)
             return True
         want.trouble = ""
         return False
@@ -241,6 +261,15 @@ class UpdateRunner:
             raise
         except TopropeError as error:
             await self._fail(walk.release, walk.update, error)
+            return True
+        except (OSError, sqlite3.Error):
+            raise
+        except Exception as error:
+            if want.stumbles + 1 < MAX_ATTEMPTS:
+                raise
+            log.exception("the update of %s is given up", want.model)
+            why = UnforeseenError(f"it failed {MAX_ATTEMPTS} times as nobody foresaw: {error!r}")
+            await self._fail(walk.release, walk.update, why)
             return True
 
     async def _unless_newer(self, want: _Want, walk: Walk, work: Coroutine[Any, Any, bool]) -> bool:

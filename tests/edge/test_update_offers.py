@@ -18,7 +18,8 @@ from toprope_edge.life import State
 from toprope_edge.trial import Probation
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, find_engines
-from toprope_shared.errors import ProbeError
+from toprope_shared.errors import NotFoundError, ProbeError
+from toprope_shared.inference import Reason
 from toprope_shared.manifest import Needs, parse
 from toprope_shared.messages import DesiredRelease
 from toprope_shared.probe import ProbeRequest, ProbeResult
@@ -233,6 +234,78 @@ async def test_one_models_commit_leaves_anothers_half_fetched_files_alone(folder
         device.follow(waits, comes)
         await device.reaches("1.0.0 COMMITTED", "b")
         assert all(device.blobs.has(digest) for digest in before)
+
+
+async def test_a_commit_drops_what_no_release_needs_and_keeps_what_somebody_else_does(folder: Path, shelf: Shelf) -> None:
+    kept: list[str] = []
+    async with started(folder, shelf, kept=lambda: kept) as device:
+        kept.append(device.blobs.put(b"the rollout's document"))
+        useless = device.blobs.put(b"nobody's")
+        device.follow(shelf.release("1.0.0", 1))
+        await device.reaches("1.0.0 COMMITTED")
+        assert (device.blobs.has(kept[0]), device.blobs.has(useless)) == (True, False)
+
+
+async def test_a_delta_whose_base_another_models_commit_dropped_is_replaced_by_the_whole_file(
+    folder: Path, shelf: Shelf
+) -> None:
+    earlier = shelf.release("0.9.0", 1, model="a", factor=9.0)
+    base = parse(shelf.blobs.read(earlier.manifest_sha256))
+    wanted = shelf.release("1.0.0", 2, model="a", earlier=base)
+    variant = parse(shelf.blobs.read(wanted.manifest_sha256)).variants[0]
+    async with started(folder, shelf) as device:
+        device.blobs.put(shelf.blobs.read(base.variants[0].artifact.sha256))  # of an update that was given up
+        delta = variant.deltas[0].artifact.sha256
+        device.fetcher.holds[delta] = asyncio.Event()
+        other = shelf.release("1.0.0", 1, model="b", factor=3.0)
+        device.follow(wanted)
+        await device.fetcher.held.wait()
+        device.follow(wanted, other)
+        await device.reaches("1.0.0 COMMITTED", "b")
+        assert not device.blobs.has(base.variants[0].artifact.sha256)
+        device.fetcher.holds.pop(delta).set()
+        await device.reaches("1.0.0 COMMITTED", "a")
+
+
+async def test_what_nobody_foresaw_ends_neither_other_updates_nor_the_runner(folder: Path, shelf: Shelf) -> None:
+    bad, good = shelf.release("1.0.0", 1, model="a"), shelf.release("1.0.0", 1, model="b", factor=3.0)
+    async with started(folder, shelf, retry_s=0.0) as device:
+        device.fetcher.fails[bad.manifest_sha256] = RuntimeError("can't start new thread")
+        device.follow(bad, good)
+        await device.reaches("1.0.0 DISCARDED", "a")
+        await device.reaches("1.0.0 COMMITTED", "b")
+        (report,) = [one for one in device.reports() if one.state == "DISCARDED"]
+        assert (report.code, "can't start new thread" in report.text) == ("unforeseen", True)
+        assert await device.ask(model="b") == 9.0
+
+
+async def test_a_file_that_the_disk_does_not_give_keeps_no_other_model_from_answering(folder: Path, shelf: Shelf) -> None:
+    ones = [shelf.release("1.0.0", 1, model=name, factor=float(n)) for n, name in enumerate("ab", 1)]
+    async with started(folder, shelf) as device:
+        device.follow(*ones)
+        for name in "ab":
+            await device.reaches("1.0.0 COMMITTED", name)
+        damaged = parse(device.blobs.read(ones[0].manifest_sha256)).variants[0].artifact.sha256
+    file = folder / "blobs" / damaged
+    file.unlink()
+    file.mkdir()  # reading it is an error of the system's, as on a broken disk
+    async with started(folder, shelf) as device:
+        assert "BROKEN" in [one.state for one in device.reports()]
+        assert await device.ask(model="b") == 6.0
+
+
+async def test_a_first_release_that_is_quarantined_on_probation_can_not_be_loaded_again(folder: Path, shelf: Shelf) -> None:
+    async with started(folder, shelf, probation=LONG) as device:
+        device.follow(shelf.release("1.0.0", 1))
+        await device.reaches("1.0.0 PROBATION")
+        manifest = device.runtime.manifest("double")
+        assert manifest is not None
+        await rest()
+        device.runtime.set_unavailable(manifest, Reason.LOCAL_ERROR, "it is quarantined")
+        await device.reaches("1.0.0 ROLLED_BACK")
+        await rest()
+        with pytest.raises(NotFoundError):
+            await device.runtime.load("double")
 
 
 async def test_a_model_that_the_rollout_names_no_more_stays_where_it_is(folder: Path, shelf: Shelf) -> None:
