@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from toprope_edge.border import go_on
 from toprope_edge.catalogue import SignedCatalogue
 from toprope_edge.choosing import thread_options
 from toprope_edge.cloud_client import CloudClient
@@ -194,14 +195,14 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             parts = (
                 serve(build_app(plane, status), *socks, ready=self._say_ready),
-                beat(self._notifier, lambda: door_answers(host, port)),
-                self._teller(counts).run(),
-                self._wake_on_connections(),
-                self._follower.take_hints(),
+                go_on("the sign of life", lambda: beat(self._notifier, lambda: door_answers(host, port))),
+                go_on("telemetry", self._teller(counts).run),
+                go_on("the watch on connections", self._wake_on_connections),
+                go_on("the watch on hints", self._follower.take_hints),
                 self._bring_up(way.client),
-                self._reporter.run(),
-                self._reporter.take_acks(),
-                self._answer_topics(plane),
+                go_on("telling the cloud", self._reporter.run),
+                go_on("the watch on acknowledgements", self._reporter.take_acks),
+                go_on("answering topics", lambda: self._answer_topics(plane)),
             )
             tasks = [group.create_task(part) for part in parts]
             log.info("%s answers on %s with %s", *self._reporter.who())
@@ -227,12 +228,12 @@ class Agent:
     async def _bring_up(self, cloud: CloudClient | None) -> None:
         """Import and do what no local answer needs, once local answers are given: trust, updates, the way to the cloud."""
         await self._serving.wait()
-        await self._keeper.recall()
+        await go_on("what was trusted before", self._keeper.recall)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follower.run())
-            group.create_task(self._updates.run())
+            group.create_task(go_on("following the channel", self._follower.run))
+            group.create_task(go_on("updates", self._updates.run))
             if cloud:
-                group.create_task(cloud.warm())
+                group.create_task(go_on("the way to the cloud", cloud.warm))
 
     def _teller(self, counts: Counts) -> Teller:
         device, every_s = self._credentials.device, self._settings.telemetry_seconds

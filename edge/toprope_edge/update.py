@@ -109,7 +109,7 @@ class UpdateRunner:
         self._changed = changed
         self._retry_s = retry_s
         self._wants: dict[str, _Want] = {}
-        self._arrivals: asyncio.Queue[_Want] = asyncio.Queue()
+        self._arrived = asyncio.Event()
         self._slots = Slots(journal, blobs, runtime, engines, clock=clock, changed=changed)
         self._steps = Steps(
             journal,
@@ -145,10 +145,14 @@ class UpdateRunner:
 
     async def run(self) -> None:
         """Walk every model's update, each by itself, until cancelled."""
+        attended: set[str] = set()
         async with asyncio.TaskGroup() as group:
             while True:
-                want = await self._arrivals.get()
-                group.create_task(self._attend(want))
+                self._arrived.clear()
+                for model in self._wants.keys() - attended:
+                    attended.add(model)
+                    group.create_task(self._attend(self._wants[model]))
+                await self._arrived.wait()
 
     def follow(self, rollout: Rollout, models: Iterable[str] | None = None) -> None:
         """Bring the models, all or some, to what a verified rollout names; returns at once."""
@@ -159,7 +163,7 @@ class UpdateRunner:
     def _poke(self, model: str, release: DesiredRelease | None, rollout: Rollout | None) -> None:
         if model not in self._wants:
             self._wants[model] = _Want(model)
-            self._arrivals.put_nowait(self._wants[model])
+            self._arrived.set()
         want = self._wants[model]
         want.release, want.rollout = release, rollout
         want.poked.set()
