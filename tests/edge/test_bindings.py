@@ -64,9 +64,10 @@ class Site:
 
     async def listens(self) -> None:
         """Wait until both subscriptions hold: a broker takes a connection's packets in order."""
-        await self.bound.wait_connected(PATIENCE_S)
-        await self.bound.publish(f"{self.name}/out/ready", b"")
-        await self.hear("out/ready")
+        for link in (self.link, self.bound):
+            await link.wait_connected(PATIENCE_S)
+            await link.publish(f"{self.name}/out/ready", b"")
+            await self.hear("out/ready")
 
     async def say(self, topic: str, payload: bytes) -> None:
         await self.link.publish(f"{self.name}/{topic}", payload)

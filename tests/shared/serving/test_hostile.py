@@ -231,7 +231,7 @@ def test_a_large_wrong_body_is_refused_without_a_walk_over_every_value() -> None
             read_predict(body[:-1] + b',"inputs":1}', manifest)
     finally:
         sys.settrace(None)
-    assert lines < 10_000
+    assert lines < 100_000  # a walk would take a line for each of the 400,000 rows at least
 
 
 leaves = (
