@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.trust.repository import Repository
 from tests.fakes.clocks import ManualClock
 from tests.fakes.releases import tiny_release
+from tests.trust.repository import Repository
 from tuf.api.metadata import TargetFile
 
 from toprope_edge import offline
