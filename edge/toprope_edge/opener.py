@@ -87,11 +87,13 @@ class Opener:
                 done.set_result(loaded)
 
         job = self._thread.submit(lambda: self._open(manifest, variant, engine, threads or self._threads), settle)
+        # Also where whoever waits leaves before that: what hangs would hold up every later open.
+        late = asyncio.get_running_loop().call_later(self._patience_s, self._thread.give_up, job)
+        done.add_done_callback(lambda _: late.cancel() if not done.cancelled() else None)
         try:
             async with asyncio.timeout(self._patience_s):
                 return await done
         except TimeoutError as error:
-            self._thread.give_up(job)
             title = f"{manifest.model} {manifest.version}"
             raise LoadError(f"{engine} did not open {variant.name} of {title} within {self._patience_s:g} s") from error
 

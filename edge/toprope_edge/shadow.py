@@ -49,6 +49,7 @@ class Comparison:
 
     Attributes:
         changed: set whenever a sample has ended.
+        samples: that have ended; the figures know the last `WINDOW` of them.
     """
 
     def __init__(self, first: Loaded, second: Loaded, *, clock: Clock) -> None:
@@ -57,6 +58,7 @@ class Comparison:
         self._clock = clock
         self._classes = class_output(second.manifest)
         self._tally, self._given = Tally(), Tally()
+        self.samples = 0
         self._differ: deque[bool] = deque(maxlen=WINDOW)
         self._sample: _Sample | None = None
         self._due = 0.0
@@ -69,9 +71,14 @@ class Comparison:
         if self._closed or session is None or self._busy(now) or now < self._due or not self._is_firsts(response):
             return
         sample = self._sample = _Sample(request, response, now)
-        self._second.enter()
         work = (session, sample, asyncio.get_running_loop())
-        threading.Thread(target=self._run, args=work, name="second-opinion", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=work, name="second-opinion", daemon=True).start()
+        except RuntimeError as error:  # the system gives no thread: the answer that was given is none the worse
+            log.warning("a sample is passed over: %s", error)
+            self._sample, self._due = None, now + PAUSE_S
+        else:
+            self._second.enter()
 
     def close(self) -> None:
         """Take no further sample; one that runs ends by itself and is not counted."""
@@ -111,7 +118,8 @@ class Comparison:
 
     def _run(self, session: Session, sample: _Sample, loop: asyncio.AbstractEventLoop) -> None:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            with suppress(OSError):  # a sandbox may forbid the call; then the pauses alone spare the answers
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         outputs: dict[str, Array] | None = None
         start = self._clock.steady()
         try:
@@ -129,6 +137,7 @@ class Comparison:
         self._due = self._clock.steady() + max(PAUSE_S, seconds / SHARE)
         if self._closed:
             return
+        self.samples += 1
         self._tally.add(Outcome(seconds * 1000 if outputs is not None else None, failed=outputs is None))
         self._given.add(Outcome(sample.response.provenance.edge_ms))
         if outputs is not None:

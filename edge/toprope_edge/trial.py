@@ -77,7 +77,7 @@ class Trials:
         self._watched.listen(model, seen.listen)
         try:
             async with asyncio.timeout(wanted.seconds):
-                while not verdict().why and seen.second().calls < wanted.calls:
+                while not verdict().why and seen.samples < wanted.calls:
                     seen.changed.clear()
                     await seen.changed.wait()
         except TimeoutError:

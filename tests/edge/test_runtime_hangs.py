@@ -191,6 +191,27 @@ async def test_an_engine_that_does_not_come_back_from_opening_holds_no_other_mod
     opener.stop()
 
 
+async def test_an_opening_that_hangs_and_whose_caller_left_holds_no_other_model_up(
+    engine: HangingEngine, blobs: Blobs
+) -> None:
+    opener = Opener({"onnxruntime": engine}, blobs, threads=1, instances=1, patience_s=0.2)
+    manifest = tiny_release(blobs)
+    engine.hangs_open = True
+    left = asyncio.create_task(opener.open(manifest, manifest.variants[0], "onnxruntime"))
+    assert await asyncio.to_thread(engine.began.wait, PATIENCE_S)
+    left.cancel()
+    await asyncio.wait({left})
+    engine.hangs_open = False
+    waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    opener.close(_Told(waiting))  # waits behind what hangs, until that is given up
+    async with asyncio.timeout(PATIENCE_S):
+        await waiting
+    opened = await opener.open(manifest, manifest.variants[0], "onnxruntime")
+    assert opened.session is not None
+    opener.close(opened.session)
+    opener.stop()
+
+
 async def test_too_many_hung_threads_quarantine_at_once(
     runtime: Runtime, blobs: Blobs, notices: list[Notice], monkeypatch: pytest.MonkeyPatch
 ) -> None:

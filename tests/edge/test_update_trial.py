@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -235,6 +236,55 @@ async def test_a_session_that_hangs_in_the_background_has_failed_and_bars_nothin
     assert seen.changed.is_set()
     assert "failed" in breach(seen.second(), seen.first(), LIMITS)
     held.go.set()
+
+
+async def test_a_sandbox_that_forbids_priorities_fails_no_sample(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError("setpriority")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    await world.switch(1)
+    active, second = world.runtime.active("double"), await world.open(2)
+    assert active is not None
+    seen = Comparison(active, second, clock=world.clock)
+    world.watched.listen("double", seen.listen)
+    await world.ask()
+    async with asyncio.timeout(20):
+        await seen.changed.wait()
+    assert (seen.second().compared, second.in_flight) == (1, 0)
+
+
+async def test_a_system_that_gives_no_thread_spoils_no_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    await world.switch(1)
+    active, second = world.runtime.active("double"), await world.open(2)
+    assert active is not None
+    seen = Comparison(active, second, clock=world.clock)
+    world.watched.listen("double", seen.listen)
+    assert await world.ask() == 6.0
+    async with asyncio.timeout(20):
+        await seen.changed.wait()
+    world.clock.advance(shadow.PAUSE_S)
+    monkeypatch.setattr(threading.Thread, "start", exhausted)
+    assert await world.ask() == 6.0
+    assert (seen.samples, second.in_flight) == (1, 0)
+
+
+async def test_a_shadow_of_more_samples_than_figures_remember_ends_after_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "PAUSE_S", 0.0)
+    monkeypatch.setattr(shadow, "SHARE", 1e9)
+    await world.switch(1)
+    candidate, wanted = await world.open(2), WINDOW + 5
+    trial = asyncio.create_task(world.trials().shadow(candidate, Shadow(wanted, 600.0), Limits(latency=1e6)))
+    async with asyncio.timeout(60):
+        while not trial.done():
+            await world.ask()
+            await asyncio.sleep(0)
+    assert (trial.result().why, trial.result().new.calls) == ("", WINDOW)
 
 
 async def test_a_shadow_ends_after_its_samples_with_figures_and_no_inputs(world: World) -> None:

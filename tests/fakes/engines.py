@@ -87,6 +87,7 @@ class HangingEngine:
         self.version = inner.version
         self.opened = 0
         self.hangs_open = False
+        self.began = threading.Event()  # an opening that hangs
         self._end = threading.Event()
 
     def end(self) -> None:
@@ -104,6 +105,7 @@ class HangingEngine:
     ) -> Session:
         self.opened += 1
         if self.hangs_open:
+            self.began.set()
             self._end.wait()
         session = self._inner.open(data, inputs, outputs, threads=threads, instances=instances)
         return _HangingSession(session, self._value, self._end)
