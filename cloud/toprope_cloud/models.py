@@ -50,6 +50,7 @@ class CloudModels:
         self._blobs = blobs
         self._engines = engines
         self._served: dict[str, list[_Served]] = {}
+        self._passed_over: set[str] = set()
         self._stopped: set[str] = set()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="infer")
 
@@ -58,20 +59,27 @@ class CloudModels:
         revoked = self._registry.revoked()
         for model, many in self._served.items():
             self._served[model] = [one for one in many if one.manifest.path not in revoked]
-        known = {one.manifest.path for many in self._served.values() for one in many}
+        known = {one.manifest.path for many in self._served.values() for one in many} | self._passed_over
         for manifest in self._registry.releases():
             if manifest.path not in known and manifest.path not in revoked:
                 served = self._choose(manifest)
                 if served:
                     self._served.setdefault(manifest.model, []).append(served)
+                else:
+                    self._passed_over.add(manifest.path)
 
     def _choose(self, manifest: Manifest) -> _Served | None:
         # A teacher is there to be asked; the others are in the maker's order.
-        for variant in sorted(manifest.placed(Placement.CLOUD), key=lambda one: one.reference != TEACHER):
+        placed = sorted(manifest.placed(Placement.CLOUD), key=lambda one: one.reference != TEACHER)
+        for variant in placed:
             for engine in self._engines.values():
                 if variant.runs_on(engine.name, engine.format):
                     return _Served(manifest, variant, engine)
-        log.warning("the cloud can't run %s %s: no variant is placed here", manifest.model, manifest.version)
+        if placed:
+            title = f"{manifest.model} {manifest.version}"
+            log.warning("the cloud can't run %s: none of its engines (%s) opens a variant", title, ", ".join(self._engines))
+        else:
+            log.info("%s %s is for devices alone: no variant of it is placed here", manifest.model, manifest.version)
         return None
 
     def close(self) -> None:
