@@ -150,6 +150,10 @@ class Journal:
         most_reports: how many reports may wait, as far as they can be folded.
         copied: whether the file is a copy: what it reports is told apart from what its original reports later.
         clock: wall-clock time, for the numbers of sessions.
+
+    Raises:
+        sqlite3.OperationalError: the disk does not take it.
+        sqlite3.DatabaseError: the file is no database, or damaged.
     """
 
     def __init__(
@@ -158,15 +162,24 @@ class Journal:
         self._clock = clock or SystemClock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._prepare()
+        except sqlite3.Error:
+            self._db.close()
+            raise
+        if copied or self.noted("journal") is None:
+            self.note("journal", secrets.randbits(_NUMBER_BITS) | 1)  # 0 is on reports from before there were numbers
+        self._outbox = Outbox(self._db, self.noted("journal") or 0, most_reports)
+
+    def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
+        if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("its pages do not fit together")
         self._db.executescript(_SCHEMA)
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         for number, script in enumerate(_LATER[version:], version + 1):
             self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-        if copied or self.noted("journal") is None:
-            self.note("journal", secrets.randbits(_NUMBER_BITS) | 1)  # 0 is on reports from before there were numbers
-        self._outbox = Outbox(self._db, self.noted("journal") or 0, most_reports)
 
     def close(self) -> None:
         """Close the file."""

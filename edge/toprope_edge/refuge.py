@@ -2,6 +2,9 @@
 
 A read-only or full disk must not end the answers, not even over a restart. The copy holds the journal and the trust metadata,
 never the models: these are read where they are. Nothing of it comes back to the disk, so no update is begun meanwhile.
+
+A journal that is damaged is set aside and begun anew, and the cloud is told: what is on disk is offered, checked and tried out
+again, and need not be fetched again.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,7 @@ from toprope_shared.errors import InputError
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.sqlite"
+LOST, LOST_CODE = "JOURNAL_LOST", "journal_lost"  # reported when a damaged journal was set aside
 ROOM_BYTES = 256 * 1024  # what a start writes at least: a session, its sign in the log of the journal, floors
 # Memory where there is such a folder; else where the system keeps temporary files, which is looked up only then.
 REFUGES = ("/dev/shm", None)  # noqa: S108 - a folder of its own is made in it, mode 0700
@@ -57,7 +62,7 @@ def open_state(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ..
         lock_state(state, stack)
         locked = True
         _try_to_write(state)
-        journal = Journal(state / JOURNAL)
+        journal = _open_journal(state)
     except (OSError, sqlite3.Error) as error:
         why = f"{state} can't be written ({getattr(error, 'strerror', None) or error})"
         if not (state / JOURNAL).exists():
@@ -86,10 +91,28 @@ def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...],
     if (state / "trust").is_dir():
         shutil.copytree(state / "trust", copy / "trust", copy_function=shutil.copyfile)
     (copy / "blobs").symlink_to((state / "blobs").absolute(), target_is_directory=True)
-    journal = Journal(copy / JOURNAL, copied=True)
+    journal = _open_journal(copy, copied=True)
     stack.callback(journal.close)
     log.error("%s: answers go on with what is there, nothing is kept and no update begins; mend it and restart", why)
     return Opened(copy, journal, why)
+
+
+def _open_journal(folder: Path, *, copied: bool = False) -> Journal:
+    """Open the journal in a folder; one that is no database, or damaged, is set aside as `.broken`."""
+    path = folder / JOURNAL
+    try:
+        return Journal(path, copied=copied)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # the disk, not the file
+            raise
+        why = f"{JOURNAL} was damaged ({error}) and is set aside as {JOURNAL}.broken; what was installed is offered again"
+        log.error("%s", why)
+    os.replace(path, path.with_name(f"{JOURNAL}.broken"))
+    for end in ("-wal", "-shm"):
+        path.with_name(JOURNAL + end).unlink(missing_ok=True)
+    journal = Journal(path, copied=copied)
+    journal.alarm(LOST, int(time.time()), LOST_CODE, why)
+    return journal
 
 
 def _refuge(refuges: tuple[str | None, ...], why: str) -> Path:
