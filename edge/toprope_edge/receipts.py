@@ -102,6 +102,7 @@ class ReceiptLog:
         self._lines: deque[bytes] = deque()
         self._torn = True
         self._troubled = False
+        self._queued = False
 
     async def begin(
         self, *, model: str, version: str, reason: str, fields: Mapping[str, str], endpoint: str, size: int
@@ -112,7 +113,9 @@ class ReceiptLog:
             ReceiptError: too many lines wait for a disk that takes none.
         """
         if len(self._lines) >= MOST_UNWRITTEN:
-            self._writer.submit(self._write)
+            if not self._queued:  # a disk that hangs gets one try, not one for each request
+                self._queued = True
+                self._writer.submit(self._write)
             raise ReceiptError("the log of what leaves this device can't be written, and nothing leaves unlogged")
         self._count += 1
         name = f"{self._session}-{self._count}"
@@ -137,6 +140,7 @@ class ReceiptLog:
 
     def _write(self) -> None:
         """Write every line that waits; in the worker thread, so that no slow disk holds an answer up."""
+        self._queued = False
         try:
             while self._lines:
                 self._write_line(self._lines[0])

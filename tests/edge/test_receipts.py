@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,3 +149,22 @@ async def test_a_caller_who_leaves_before_the_line_is_written_has_sent_nothing(
     await settle(writer)
     (one,) = read(tmp_path)
     assert (one.outcome, one.bytes_out) == ("cancelled", 0)
+
+
+async def test_requests_that_are_refused_while_the_disk_hangs_pile_nothing_up(
+    tmp_path: Path, writer: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "MOST_UNWRITTEN", 1)
+    monkeypatch.setattr(receipts, "PATIENCE_S", 0.01)
+    hangs = threading.Event()
+    writer.submit(hangs.wait, 20)
+    log = make(tmp_path, writer)
+    await begin(log)
+    for _ in range(100):
+        with pytest.raises(ReceiptError):
+            await begin(log)
+    assert writer._work_queue.qsize() <= 3  # one line's write, and one try for all that were refused
+    hangs.set()
+    await settle(writer)
+    await begin(log)
+    assert len(read(tmp_path)) == 2
