@@ -1,4 +1,6 @@
-"""The cloud's own answers: every signed release, opened when first asked for, by the newest or the named version.
+"""The cloud's own answers: every signed release, by the newest or the named version, opened when first asked for.
+
+The newest one that devices may fall back on is opened before they ask.
 
 A release is tried out in a child process against its golden vectors before this process loads it.
 """
@@ -18,7 +20,7 @@ from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, Session
 from toprope_shared.errors import DeadlineError, DeviceError, NotFoundError, UnavailableError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Origin, Provenance
-from toprope_shared.manifest import TEACHER, Manifest, Placement, Variant
+from toprope_shared.manifest import TEACHER, Manifest, Placement, Privacy, Variant
 
 log = logging.getLogger(__name__)
 
@@ -150,13 +152,21 @@ class CloudModels:
         data = self._blobs.read(variant.artifact.sha256)
         return served.engine.open(data, manifest.inputs, manifest.outputs)
 
-    async def warm(self) -> None:
-        """Open the newest release of each model that is not open yet."""
-        for releases in list(self._served.values()):
-            try:
-                await self._opened(releases[-1])
-            except UnavailableError:
-                continue  # logged where it happened; it answers 503 with the reason
+    async def keep_warm(self, changed: asyncio.Event) -> None:
+        """Open the newest releases that devices may fall back on, now and whenever `changed` is set.
+
+        A device waits two seconds at most, and trying a large model out takes longer.
+        """
+        while True:
+            changed.clear()
+            for newest in [releases[-1] for releases in list(self._served.values()) if releases]:
+                if newest.manifest.fallback.privacy is Privacy.NONE or newest.manifest.model in self._stopped:
+                    continue
+                try:
+                    await self._opened(newest)
+                except UnavailableError:
+                    continue  # logged where it happened; it answers 503 with the reason
+            await changed.wait()
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Return every served release."""

@@ -98,10 +98,12 @@ async def run(settings: CloudSettings, home: Path) -> None:
     try:
         async with Jobs(layout.database, layout.jobs, limits) as jobs, link:
             publisher = Publisher(link, topics, registry)
+            changed = asyncio.Event()
 
             async def on_change() -> None:
                 await asyncio.to_thread(models.refresh)
                 publisher.changed()
+                changed.set()
 
             await on_change()
             metrics = CollectorRegistry()
@@ -122,6 +124,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(serve(app, sock), name="http"),
+                    group.create_task(models.keep_warm(changed), name="models"),
                     group.create_task(publisher.run(), name="publisher"),
                     group.create_task(sender.run(), name="sender"),
                     group.create_task(link.keep_subscribed(), name="subscriptions"),
