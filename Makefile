@@ -20,8 +20,8 @@ test: $(READY)
 # measures some.
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.push $(if $(QUICK),--quick) $(ONLY)
+	$(if $(ONLY),,$(BIN)/python -m tests.benchmarks.edge $(if $(QUICK),--quick))
 	$(if $(QUICK),,$(BIN)/python -m tests.benchmarks.page)
-	$(if $(QUICK),,for one in overhead swap start cloud_trouble; do $(BIN)/python -m tests.benchmarks.edge.$$one || exit 1; done)
 
 # Every seed of the faults: kills, cuts, delays, full disks; `make test` runs some of each.
 test-faults: $(READY)

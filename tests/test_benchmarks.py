@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+from tests.benchmarks.edge.__main__ import BENCHES as EDGE
 from tests.benchmarks.page import MARK, PAGE, as_markdown, fill
-from tests.benchmarks.push.__main__ import BENCHES
+from tests.benchmarks.push.__main__ import BENCHES as PUSH
 from tests.benchmarks.push.broadcast import predicted
 from tests.benchmarks.results import Goal, Report, Table, keep
 
@@ -23,9 +26,10 @@ def report(*tables: Table, cores: str = "2") -> Report:
     return Report((("cores", cores),), "2026-11-23", 0.0, tables)
 
 
-def test_every_benchmark_has_its_place_on_the_page_and_the_machine_too() -> None:
-    places = [(kind, name) for _, kind, name, _ in MARK.findall((ROOT / PAGE).read_text()) if "push" in name]
-    assert places == [("machine", "push"), *(("table", f"push/{name}") for name in BENCHES)]
+@pytest.mark.parametrize(("room", "benches"), [("push", PUSH), ("edge", EDGE)])
+def test_every_benchmark_has_its_place_on_the_page_and_the_machine_too(room: str, benches: Iterable[str]) -> None:
+    places = [(kind, name) for _, kind, name, _ in MARK.findall((ROOT / PAGE).read_text()) if name.startswith(room)]
+    assert places == [("machine", room), *(("table", f"{room}/{name}") for name in benches)]
 
 
 def test_every_table_on_the_page_is_whole() -> None:

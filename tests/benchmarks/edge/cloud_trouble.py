@@ -1,6 +1,4 @@
-"""Prints what a cloud in trouble costs the callers whom the device answers itself: their p99 against that with a healthy cloud.
-
-    python -m tests.benchmarks.edge.cloud_trouble [--rounds 12] [--seconds 1.5]
+"""What a cloud in trouble costs the callers whom the device answers itself: their p99 against that with a healthy cloud.
 
 Through the router, with receipts, budget, breaker and spool in a state folder, three kinds of caller come at once: one asks a
 model that the device holds and is sure of, call after call, and is what is measured; forty a second ask a model that only the
@@ -14,13 +12,11 @@ neighbour changes that least.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -47,6 +43,7 @@ from toprope_shared.inference import InferenceRequest
 from toprope_shared.manifest import Calibration, Manifest
 
 GOAL = 1.05
+ROUNDS, SECONDS = 12, 1.5
 LATE_S = 0.5
 LEFT_S = 1.0
 EVERY_S = 1 / 40
@@ -106,7 +103,7 @@ async def clouds() -> AsyncIterator[dict[str, str]]:
     async with AsyncExitStack() as stack:
         urls = {HOLE: await stack.enter_async_context(black_hole())}
         for state in CLOUDS:
-            words = (sys.executable, "-m", "tests.benchmarks.edge.cloud_trouble", "--cloud", state)
+            words = (sys.executable, "-m", "tests.benchmarks.edge.cloud_trouble", state)
             process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
             stack.push_async_callback(process.wait)
             stack.callback(process.terminate)
@@ -180,7 +177,7 @@ def releases(blobs: Blobs) -> tuple[Manifest, Manifest, Manifest]:
     return named("dense", sure), named("doubt", msgspec.structs.replace(sure, tau=1.01)), named("elsewhere", None)
 
 
-async def measure(rounds: int, seconds: float, folder: Path) -> dict[str, list[Seconds]]:
+async def rounds_of(rounds: int, seconds: float, folder: Path) -> dict[str, list[Seconds]]:
     """Return what each state showed, by round."""
     engines, _ = find_engines([ENGINE])
     blobs = Blobs(folder / "blobs")
@@ -202,8 +199,8 @@ async def measure(rounds: int, seconds: float, folder: Path) -> dict[str, list[S
     return found
 
 
-def table(found: dict[str, list[Seconds]], took_s: float) -> Table:
-    """Return the table with its goals."""
+def tabled(found: dict[str, list[Seconds]]) -> Table:
+    """Return the rounds as a table."""
     rows, goals = [], []
     for state, seen in found.items():
         pairs = list(zip(seen, found[HEALTHY], strict=True))
@@ -243,26 +240,14 @@ def table(found: dict[str, list[Seconds]], took_s: float) -> Table:
         rows=tuple(rows),
         goals=tuple(goals),
         notes=("p50 and p99 are medians over the rounds, *of healthy* is the median of the rounds' ratios of the p99s.",),
-        took_s=took_s,
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=1.5)
-    parser.add_argument("--cloud", choices=tuple(CLOUDS), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.cloud:
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve(given.cloud))
-        return
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(measure(given.rounds, given.seconds, Path(folder)))
-    print(table(found, time.perf_counter() - started))
+async def measure(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table with its goals."""
+    return tabled(await rounds_of(1 if quick else ROUNDS, 0.5 if quick else SECONDS, folder))
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # one of the clouds, which `clouds` starts as a process
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(sys.argv[1]))

@@ -1,6 +1,4 @@
-"""Prints what a call through the runtime costs over the bare engine, on a tiny ONNX and a tiny TFLite model, side by side.
-
-    python -m tests.benchmarks.edge.overhead [--rounds 30] [--calls 400]
+"""What a call through the runtime costs over the bare engine, on a tiny ONNX and a tiny TFLite model, side by side.
 
 Bare is what a program without toprope does: `session.run` of onnxruntime, the signature's runner of the TFLite interpreter.
 The ways take turns in every round, so that the machine's moods meet all of them; what counts is the median over the rounds
@@ -9,16 +7,14 @@ of the differences within one round. The goal is held against processor time, wh
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.benchmarks.edge import subjects
+from tests.benchmarks.results import Goal, Table, show
 
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
@@ -50,7 +46,7 @@ class Nothing:
         raise LinkError("there is no catalogue here")
 
 
-async def measure(engine: str, rounds: int, calls: int, folder: Path) -> dict[str, Cost]:
+async def observe(engine: str, rounds: int, calls: int, folder: Path) -> dict[str, Cost]:
     """Return what a call costs by way."""
     engines, _ = find_engines([engine])
     blobs = Blobs(folder)
@@ -119,24 +115,22 @@ def _ways(
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--calls", type=int, default=400)
-    given = parser.parse_args()
-    engines, _ = find_engines()
-    print("µs a call, medians: wall (processor)")
-    for engine in engines:
-        with tempfile.TemporaryDirectory() as folder:
-            found = asyncio.run(measure(engine, given.rounds, given.calls, Path(folder)))
+async def measure(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table with its goals."""
+    rows, goals = [], []
+    for engine in find_engines()[0]:
+        show(engine)
+        found = await observe(engine, 5 if quick else 40, 50 if quick else 400, folder / engine)
         for way, cost in found.items():
-            over = "" if way == "bare" else f", over bare {cost.more_wall:6.1f} ({cost.more_cpu:5.1f})"
-            print(f"{engine:15} {way:16} {cost.wall:6.1f} ({cost.cpu:6.1f}){over}")
+            over = ("", "") if way == "bare" else (f"{cost.more_wall:.1f}", f"{cost.more_cpu:.1f}")
+            rows.append((f"{engine}, {way}", f"{cost.wall:.1f}", f"{cost.cpu:.1f}", *over))
         for way in ("run", "router"):
-            held = "held" if found[way].more_cpu <= GOAL_US else "MISSED"
-            print(f"{engine:15} {way} within {GOAL_US:g} µs of the bare engine: {held}")
-
-
-if __name__ == "__main__":
-    main()
+            more = found[way].more_cpu
+            goals.append(Goal(f"{engine}: {way} within {GOAL_US:g} µs of the bare engine: {more:.1f}", more <= GOAL_US))
+    return Table(
+        name="edge/overhead",
+        title="A call in the process, in µs",
+        columns=("way", "wall", "processor", "over bare", "over bare, processor"),
+        rows=tuple(rows),
+        goals=tuple(goals),
+    )

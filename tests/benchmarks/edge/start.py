@@ -1,33 +1,31 @@
-"""Prints how long `toprope edge run` takes from its start to its first answer, and its memory beside the bare engine's.
-
-    python -m tests.benchmarks.edge.start [--starts 5] [--sizes tiny,medium] [--cloud]
+"""How long `toprope edge run` takes from its start to its first answer, and its memory beside the bare engine's.
 
 A broker, a cloud and a device are started by their commands, a release is rolled out, and everything is stopped. Then the agent
 alone is started again and again: no broker, no cloud, the model on disk. Its bare counterpart is a Python process that imports
 numpy and the engine, opens the same file and answers once. The agent's memory is read at its first answer, and again when it
-has brought up what only the network needs: what was trusted is verified again (python-tuf), and with `--cloud` an address at
-which nobody answers is given to it, so that it makes ready to ask (aiohttp).
+has brought up what only the network needs: what was trusted is verified again (python-tuf), and it has made ready
+to ask the cloud (aiohttp), whose address it is given and where nobody answers.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import urllib3
 from tests.benchmarks.edge import subjects
+from tests.benchmarks.results import Goal, Table, show
 from tests.journeys.conftest import TOPROPE, World, free_port, write_bundle
 
 from toprope_shared.blobs import Blobs
 
 ENGINE = "onnxruntime"
+SIZES, STARTS = ("tiny", "medium"), 7
 PATIENCE_S = 60.0
 POLL_S = 0.005
 SETTLE_S = 5.0
@@ -110,32 +108,31 @@ def _processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--sizes", default="tiny,medium")
-    parser.add_argument("--cloud", action="store_true", help="give the agent a cloud, which does not answer")
-    given = parser.parse_args()
-    for size in given.sizes.split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            world = World(Path(folder))
-            try:
-                file = prepare(world, size)
-                cloud = f"http://127.0.0.1:{free_port()}" if given.cloud else "none"
-                starts = [start(world, size, cloud) for _ in range(given.starts)]
-                bare = bare_mib(file, size)
-            finally:
-                world.close()
-        seconds, processor, mib, settled = (statistics.median(column) for column in zip(*starts, strict=True))
-        print(
-            f"{size}: first answer after {seconds:.2f} s ({processor:.2f} s of processor; goal {GOAL_S:g} s: "
-            f"{'held' if seconds < GOAL_S else 'MISSED'}), bare engine {bare:.0f} MiB, RSS at the first answer {mib:.0f} MiB, "
-            f"{mib / bare:.2f}x, brought up {settled:.0f} MiB, {settled / bare:.2f}x (goal {GOAL_RSS:g}x: "
-            f"{'held' if settled <= GOAL_RSS * bare else 'MISSED'})",
-            flush=True,
-        )
-
-
-if __name__ == "__main__":
-    main()
+async def measure(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table with its goals."""
+    rows, goals = [], []
+    for size in SIZES:
+        place = folder / size
+        place.mkdir()
+        world = World(place)
+        try:
+            file = prepare(world, size)
+            show(f"starts with {size}")
+            starts = [start(world, size, f"http://127.0.0.1:{free_port()}") for _ in range(1 if quick else STARTS)]
+            bare = bare_mib(file, size)
+        finally:
+            world.close()
+        seconds, processor, first, settled = (statistics.median(column) for column in zip(*starts, strict=True))
+        memory = (f"{bare:.0f}", f"{first:.0f}", f"{first / bare:.2f}", f"{settled:.0f}", f"{settled / bare:.2f}")
+        rows.append((size, f"{seconds:.2f}", f"{processor:.2f}", *memory))
+        goals.append(Goal(f"{size}: the first answer within {GOAL_S:g} s: {seconds:.2f}", seconds < GOAL_S))
+        for when, mib in (("at the first answer", first), ("with all brought up", settled)):
+            text = f"{size}: RSS {when} within {GOAL_RSS:g} times the bare engine's: {mib / bare:.2f}"
+            goals.append(Goal(text, mib <= GOAL_RSS * bare))
+    return Table(
+        name="edge/start",
+        title="From the start of the agent to its first answer, and its memory, medians",
+        columns=("model", "s", "processor s", "bare MiB", "first answer MiB", "of bare", "all up MiB", "of bare"),
+        rows=tuple(rows),
+        goals=tuple(goals),
+    )

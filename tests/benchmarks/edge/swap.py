@@ -1,6 +1,4 @@
-"""Prints what swapping a model costs those who are being answered: 1 ms ticks of the event loop, requests, and memory.
-
-    python -m tests.benchmarks.edge.swap [--swaps 100] [--sizes small,medium] [--engines onnxruntime,litert]
+"""What swapping a model costs those who are being answered: 1 ms ticks of the event loop, requests, and memory.
 
 Two clients ask without a pause, on uvloop as in the agent. Blocks without swaps and blocks with swaps take turns, so that the
 machine's moods meet both; the figures are over all blocks of a kind. A tick's latency is how late a timer of 1 ms rings.
@@ -8,17 +6,15 @@ machine's moods meet both; the figures are over all blocks of a kind. A tick's l
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
-import tempfile
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvloop
 from tests.benchmarks.edge import subjects
+from tests.benchmarks.results import Goal, Table, show
 
 from toprope_edge.memory import rss, trim
 from toprope_edge.runtime import Runtime
@@ -27,6 +23,8 @@ from toprope_shared.engines import find_engines
 from toprope_shared.manifest import Manifest
 
 BLOCKS = 10
+SWAPS = 100
+SIZES = ("tiny", "small", "medium")
 CLIENTS = 2
 TICK_S = 0.001
 PAUSE_S = 0.02
@@ -55,20 +53,21 @@ class Run:
     failed: int = 0
     rss: list[int] = field(default_factory=list)
 
-    def line(self) -> str:
-        """Return the figures as one line."""
-        tick, ask = self.steady.p99_ms()
-        tick_swap, ask_swap = self.swapping.p99_ms()
-        early, late = (statistics.median(part) / MIB for part in (self.rss[:20], self.rss[-20:]))
-        held = "held" if max(tick_swap / tick, ask_swap / ask) <= GOAL and not self.failed else "MISSED"
-        return (
-            f"tick p99 {tick:.2f} -> {tick_swap:.2f} ms ({tick_swap / tick:.2f}x, worst {max(self.swapping.late) * 1e3:.1f}), "
-            f"request p99 {ask:.2f} -> {ask_swap:.2f} ms ({ask_swap / ask:.2f}x), {self.failed} failed of "
-            f"{len(self.swapping.took)}, RSS {early:.1f} -> {late:.1f} MiB; {held}"
-        )
+    def cells(self) -> tuple[str, ...]:
+        """Return the figures as cells."""
+        (tick, ask), (tick_swap, ask_swap) = self.steady.p99_ms(), self.swapping.p99_ms()
+        early, late = (f"{statistics.median(part) / MIB:.0f}" for part in (self.rss[:20], self.rss[-20:]))
+        worst = f"{max(self.swapping.late) * 1000:.1f}"
+        ticks = (f"{tick:.2f}", f"{tick_swap:.2f}", f"{tick_swap / tick:.2f}", worst)
+        asked = (f"{ask:.2f}", f"{ask_swap:.2f}", f"{ask_swap / ask:.2f}", f"{self.failed} of {len(self.swapping.took)}")
+        return *ticks, *asked, f"{early}, {late}"
+
+    def ratio(self) -> float:
+        """Return the worse of the two ratios of the p99s."""
+        return max(swapped / steady for swapped, steady in zip(self.swapping.p99_ms(), self.steady.p99_ms(), strict=True))
 
 
-async def measure(engine: str, size: str, swaps: int, folder: Path) -> Run:
+async def observe(engine: str, size: str, swaps: int, folder: Path) -> Run:
     """Swap between two versions of a model under load."""
     engines, _ = find_engines([engine])
     blobs = Blobs(folder)
@@ -130,21 +129,35 @@ async def _under_load(runtime: Runtime, size: str, seen: Seen, work: Awaitable[N
     return failed
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--swaps", type=int, default=100)
-    parser.add_argument("--sizes", default="tiny,small,medium")
-    parser.add_argument("--engines", default="")
-    given = parser.parse_args()
-    engines, _ = find_engines(given.engines.split(",") if given.engines else None)
-    for size in given.sizes.split(","):
-        for engine in engines:
-            with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                run = runner.run(measure(engine, size, given.swaps, Path(folder)))
+async def measure(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table with its goals."""
+    rows, goals = [], []
+    for size in SIZES:
+        for engine in find_engines()[0]:
+            show(f"{engine}, {size}")
+            run = await observe(engine, size, 2 * BLOCKS if quick else SWAPS, folder / f"{engine}-{size}")
             trim()
-            print(f"{engine} {size}: {run.line()}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+            rows.append((f"{engine}, {size}", *run.cells()))
+            held = run.ratio() <= GOAL and not run.failed
+            goals.append(
+                Goal(f"{engine}, {size}: p99 within {GOAL:g} times of steady, nothing failed: {run.ratio():.2f}", held)
+            )
+    return Table(
+        name="edge/swap",
+        title=f"{SWAPS} swaps under load",
+        columns=(
+            "engine, model",
+            "tick p99 ms",
+            "with swaps",
+            "ratio",
+            "worst ms",
+            "request p99 ms",
+            "with swaps",
+            "ratio",
+            "failed",
+            "RSS MiB, first and last 20",
+        ),
+        rows=tuple(rows),
+        goals=tuple(goals),
+        notes=("Dense float32 models: tiny has 1 kB, small 1.3 MB, medium 12 MB.",),
+    )
