@@ -109,8 +109,19 @@ class Agent:
         )
         self._trust, self._keeper = self._make_trust(opened.folder / "trust", root, opened.journal)
         self._updates = self._make_updates(opened.journal, engines)
-        parts = (opened.journal, self._link, self._keeper, self._runtime, self._fetcher)
-        self._reporter = Reporter(settings, credentials.device, self._session, self._changed, *parts, engines.values())
+        self._reporter = Reporter(
+            settings,
+            credentials.device,
+            self._session,
+            self._changed,
+            opened.journal,
+            self._link,
+            self._keeper,
+            self._runtime,
+            self._fetcher,
+            engines.values(),
+            self._clock,
+        )
         self._follower = Follower(
             settings,
             self._trust,

@@ -14,6 +14,7 @@ from toprope_edge.runtime import Runtime
 from toprope_edge.settings import EdgeSettings
 from toprope_edge.transfer import Progress
 from toprope_edge.trust_keeper import TrustKeeper
+from toprope_shared.clock import Clock
 from toprope_shared.engines import Engine
 from toprope_shared.errors import InputError, LinkError
 from toprope_shared.inference import Reason
@@ -33,6 +34,7 @@ class Reporter:
 
     Args:
         changed: set whenever there is something to tell.
+        clock: the machine's, told as it is, so that a wrong one is seen.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Reporter:
         runtime: Runtime,
         fetcher: Downloader,
         engines: Iterable[Engine],
+        clock: Clock,
     ) -> None:
         self._channel = settings.channel
         self._topics = Topics(settings.topic_prefix)
@@ -59,6 +62,7 @@ class Reporter:
         self._runtime = runtime
         self._fetcher = fetcher
         self._engines = tuple(f"{engine.name}/{engine.version}" for engine in engines)
+        self._clock = clock
         self._told = 0
         self.url = ""
 
@@ -108,7 +112,7 @@ class Reporter:
             engines=self._engines,
             models=tuple(self._running()),
             url=self.url,
-            at=int(self._keeper.clock.now()),
+            at=int(self._clock.now()),
             trust=self._keeper.last.verdict if self._keeper.last else "",
             trust_reason=self._keeper.last.reason if self._keeper.last else "",
             fetching=_fetching(self._fetcher.progress),

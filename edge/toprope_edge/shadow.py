@@ -12,9 +12,11 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from toprope_edge.figures import LEAST_BAD, WINDOW, Figures, Outcome, Tally, class_output, disagree
 from toprope_edge.loaded import Loaded
@@ -37,6 +39,11 @@ class _Sample:
     request: InferenceRequest
     response: InferenceResponse
     began: float
+
+
+class _Took(NamedTuple):
+    wall_s: float
+    processor_s: float
 
 
 class Comparison:
@@ -121,24 +128,25 @@ class Comparison:
             with suppress(OSError):  # a sandbox may forbid the call; then the pauses alone spare the answers
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         outputs: dict[str, Array] | None = None
-        start = self._clock.steady()
+        # Judged by this thread's processor time: it waits for everything else, which is no fault of the candidate's.
+        start, worked = self._clock.steady(), time.thread_time()
         try:
             outputs = session.run(sample.request.inputs)
         except EngineError as error:
             log.info("%s failed at a sample: %s", self._second.title, error)
         finally:
-            seconds = self._clock.steady() - start
+            took = _Took(self._clock.steady() - start, time.thread_time() - worked)
             with suppress(RuntimeError):  # the loop has ended before the thread: nobody is left to be told
-                loop.call_soon_threadsafe(self._settle, sample, outputs, seconds)
+                loop.call_soon_threadsafe(self._settle, sample, outputs, took)
 
-    def _settle(self, sample: _Sample, outputs: dict[str, Array] | None, seconds: float) -> None:
+    def _settle(self, sample: _Sample, outputs: dict[str, Array] | None, took: _Took) -> None:
         self._second.leave()
         self._sample = None
-        self._due = self._clock.steady() + max(PAUSE_S, seconds / SHARE)
+        self._due = self._clock.steady() + max(PAUSE_S, took.wall_s / SHARE)
         if self._closed:
             return
         self.samples += 1
-        self._tally.add(Outcome(seconds * 1000 if outputs is not None else None, failed=outputs is None))
+        self._tally.add(Outcome(took.processor_s * 1000 if outputs is not None else None, failed=outputs is None))
         self._given.add(Outcome(sample.response.provenance.edge_ms))
         if outputs is not None:
             self._differ.append(disagree(sample.response.outputs, outputs, self._classes))
