@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -59,6 +59,16 @@ async def within(wait: Awaitable[T], what: str, seconds: float = PATIENCE_S) -> 
             return await wait
     except TimeoutError:
         raise AssertionError(f"{what}: not within {seconds:g} s") from None
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait for what has no event of its own: what a sender counts after it has sent, what is logged beside."""
+
+    async def look() -> None:
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    await within(look(), what)
 
 
 class Soon(random.Random):

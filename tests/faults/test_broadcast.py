@@ -7,7 +7,7 @@ import logging
 import random
 
 import pytest
-from tests.faults.conftest import ALL, Stage, make_artifact, within
+from tests.faults.conftest import ALL, Stage, make_artifact, until, within
 
 from toprope_cloud.broadcast import Schedule
 from toprope_edge.transfer import Road
@@ -101,4 +101,5 @@ async def test_with_broadcast_switched_off_each_device_is_sent_its_own(stage: St
     sender = await stage.sender(schedule=Schedule(devices=0))
     devices = [await stage.device(f"d{number}") for number in range(3)]
     await within(asyncio.gather(*(device.downloader.fetch(artifact) for device in devices)), "the three fetches")
-    assert sender.counts.bytes["pull"] == 3 * (2 * MIB + artifact.chunks_length)
+    total = 3 * (2 * MIB + artifact.chunks_length)
+    await until(lambda: sender.counts.bytes["pull"] == total, "the count of three whole fetches")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.faults.conftest import Stage, make_artifact, within
+from tests.faults.conftest import Stage, make_artifact, until, within
 
 from toprope_edge.download import ABANDONED_S
 from toprope_edge.partial import Checked, partial_file
@@ -48,7 +48,7 @@ async def test_a_disk_without_room_is_noticed_before_anything_is_fetched_and_lef
         await within(device.downloader.fetch(artifact), "the fetch")
     assert list(device.partial.iterdir()) == []
     assert not device.blobs.has(artifact.sha256)
-    assert sender.counts.bytes["pull"] == artifact.chunks_length
+    await until(lambda: sender.counts.bytes["pull"] == artifact.chunks_length, "the count of the chunk manifest alone")
     await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
 
@@ -91,11 +91,11 @@ async def test_a_disk_that_is_full_at_the_rename_costs_no_second_fetch(stage: St
     with pytest.raises(OSError, match="No space left"):
         await within(device.downloader.fetch(artifact), "the fetch")
     assert not blobs.has(artifact.sha256)
-    before = sender.counts.bytes["pull"]
     blobs.full = False
     await within(device.downloader.fetch(artifact), "the fetch")
     blobs.read(artifact.sha256)
-    assert sender.counts.bytes["pull"] - before == artifact.chunks_length
+    more = artifact.length + 2 * artifact.chunks_length
+    await until(lambda: sender.counts.bytes["pull"] == more, "the count of one whole fetch and a chunk manifest")
 
 
 async def test_a_short_write_is_an_error_and_not_a_hole(tmp_path: Path) -> None:
@@ -121,7 +121,8 @@ async def test_a_partial_file_that_was_altered_on_disk_is_mended(stage: Stage) -
     (device.partial / f"{artifact.sha256}.part").write_bytes(data)
     await within(device.downloader.fetch(artifact), "the fetch")
     device.blobs.read(artifact.sha256)
-    assert sender.counts.bytes["pull"] == CHUNK_BYTES + artifact.chunks_length
+    total = CHUNK_BYTES + artifact.chunks_length
+    await until(lambda: sender.counts.bytes["pull"] == total, "the count of one chunk and the manifest")
 
 
 async def test_what_an_abandoned_fetch_took_of_the_disk_is_given_back(stage: Stage) -> None:
