@@ -71,6 +71,12 @@ def test_free_sizes_are_found_by_trying(tmp_path: Path) -> None:
     assert golden["in.image"].shape[1:3] == (1, 3)
 
 
+def test_golden_rows_are_fewer_where_a_row_is_large(tmp_path: Path) -> None:
+    shapes = {"image": (1, 3, 512, 512)}  # 3 MiB
+    bundle = imported(models.free_onnx(tmp_path / "m.onnx"), tmp_path / "out", shapes=shapes)
+    assert bundle.manifest.golden.rows == len(arrays.load(bundle.golden)["in.image"]) == 1
+
+
 def test_sizes_that_the_owner_names_are_taken(tmp_path: Path) -> None:
     bundle = imported(models.free_onnx(tmp_path / "m.onnx"), tmp_path / "out", shapes={"image": (1, 3, 4, 20)})
     assert arrays.load(bundle.golden)["in.image"].shape[1:] == (1, 3, 4, 20)

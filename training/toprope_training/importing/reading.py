@@ -16,7 +16,7 @@ from toprope_training.importing import examples
 from toprope_training.importing.examples import Examples, Free, Fresh
 from toprope_training.steps import Converted
 
-GOLDEN_ROWS = 8
+GOLDEN_ROWS, GOLDEN_BYTES = 8, 4 << 20  # every device fetches them: fewer rows where a row is large
 MAX_NAME = 256
 REPRESENTATIVE_ROWS = 200
 
@@ -101,9 +101,14 @@ def write_examples(request: Read, found: Examples, *, in_order: bool) -> tuple[i
         in_order: the golden rows are the first ones, because the model keeps state.
     """
     out, count = Path(request.out), len(next(iter(found.inputs.values())))
-    golden = np.arange(min(count, GOLDEN_ROWS)) if in_order else arrays.spread(count, GOLDEN_ROWS)
     inputs = arrays.prefixed("in", found.inputs)
     outputs = arrays.prefixed(request.reference, found.outputs)
+    if request.reference == REFERENCE:
+        row_bytes = sum(array.nbytes for array in (inputs | outputs).values()) // count
+        rows = max(1, min(count, GOLDEN_ROWS, GOLDEN_BYTES // max(1, row_bytes)))
+    else:
+        rows = len(next(iter(arrays.load(out / layout.GOLDEN).values())))
+    golden = np.arange(rows) if in_order else arrays.spread(count, rows)
     held_out = inputs | outputs | ({} if found.targets is None else {"targets": found.targets})
     few = {name: array[golden] for name, array in (inputs | outputs).items()}
     if request.reference != REFERENCE:
