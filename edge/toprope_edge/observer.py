@@ -11,9 +11,9 @@ from collections.abc import Callable
 from toprope_edge.figures import Figures, Outcome, Tally
 from toprope_edge.runtime import Runtime
 from toprope_shared.errors import UnavailableError
-from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Origin, Reason
+from toprope_shared.inference import InferenceRequest, InferenceResponse, Origin, Reason
 from toprope_shared.manifest import Manifest
-from toprope_shared.serving.backend import Backend
+from toprope_shared.serving.backend import Backend, Passing
 
 Listener = Callable[[InferenceRequest, InferenceResponse], None]
 KEPT_RELEASES = 3  # of a model: the one that answers, the one before it, and one for a change in between
@@ -60,7 +60,7 @@ class Watched:
             listener(request, response)
 
 
-class Observer:
+class Observer(Passing):
     """A `Backend` that passes everything on to another one and takes down what comes back.
 
     Args:
@@ -70,7 +70,7 @@ class Observer:
     """
 
     def __init__(self, inner: Backend, runtime: Runtime, watched: Watched) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._runtime = runtime
         self._watched = watched
 
@@ -87,26 +87,6 @@ class Observer:
         self._watched.add(asked.manifest, _outcome(response))
         self._watched.hand_on(request, response)
         return response
-
-    async def describe(self, model: str, version: str | None) -> Manifest:
-        """Return the manifest against which a request is read; see `Backend`."""
-        return await self._inner.describe(model, version)
-
-    def models(self) -> tuple[ModelStatus, ...]:
-        """Return every release that is held here; see `Backend`."""
-        return self._inner.models()
-
-    async def load(self, model: str) -> None:
-        """Open a model's session again; see `Backend`."""
-        await self._inner.load(model)
-
-    async def unload(self, model: str) -> None:
-        """Close a model's session; see `Backend`."""
-        await self._inner.unload(model)
-
-    def ready(self) -> bool:
-        """Say whether requests can be answered; see `Backend`."""
-        return self._inner.ready()
 
 
 def _outcome(response: InferenceResponse) -> Outcome:

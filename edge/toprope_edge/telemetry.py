@@ -22,10 +22,10 @@ from toprope_shared import buckets
 from toprope_shared.clock import Clock
 from toprope_shared.drift import Drift, compare
 from toprope_shared.errors import LinkError, TopropeError, UnavailableError
-from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.inference import InferenceRequest, InferenceResponse
 from toprope_shared.link import Link
 from toprope_shared.manifest import Manifest
-from toprope_shared.serving.backend import Backend
+from toprope_shared.serving.backend import Backend, Passing
 from toprope_shared.telemetry import Calls, Histogram, Telemetry, pack
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ ROWS = ("model", "version", "kind", "name", "feature")
 HeldManifest = Callable[[str], Manifest | None]
 
 
-class Counting:
+class Counting(Passing):
     """A `Backend` that passes everything on to another one and counts how it ends.
 
     Args:
@@ -46,7 +46,7 @@ class Counting:
     """
 
     def __init__(self, inner: Backend, counts: Counts) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._counts = counts
 
     async def infer(self, request: InferenceRequest) -> InferenceResponse:
@@ -59,26 +59,6 @@ class Counting:
             raise
         self._counts.answered(request, response, perf_counter() - started)
         return response
-
-    async def describe(self, model: str, version: str | None) -> Manifest:
-        """Return the manifest against which a request is read; see `Backend`."""
-        return await self._inner.describe(model, version)
-
-    def models(self) -> tuple[ModelStatus, ...]:
-        """Return every release that is held here; see `Backend`."""
-        return self._inner.models()
-
-    async def load(self, model: str) -> None:
-        """Open a model's session again; see `Backend`."""
-        await self._inner.load(model)
-
-    async def unload(self, model: str) -> None:
-        """Close a model's session; see `Backend`."""
-        await self._inner.unload(model)
-
-    def ready(self) -> bool:
-        """Say whether requests can be answered; see `Backend`."""
-        return self._inner.ready()
 
 
 class Counts:

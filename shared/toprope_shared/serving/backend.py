@@ -53,3 +53,34 @@ class Backend(Protocol):
 
     def ready(self) -> bool:
         """Say whether requests can be answered."""
+
+
+class Passing:
+    """Passes everything but `infer` on to another `Backend`; for those who look at the answers.
+
+    Args:
+        inner: who answers.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self._inner = inner
+
+    async def describe(self, model: str, version: str | None) -> Manifest:
+        """Return the manifest against which a request is read; see `Backend`."""
+        return await self._inner.describe(model, version)
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """Return every release that is held here; see `Backend`."""
+        return self._inner.models()
+
+    async def load(self, model: str) -> None:
+        """Open a model's session again; see `Backend`."""
+        await self._inner.load(model)
+
+    async def unload(self, model: str) -> None:
+        """Close a model's session; see `Backend`."""
+        await self._inner.unload(model)
+
+    def ready(self) -> bool:
+        """Say whether requests can be answered; see `Backend`."""
+        return self._inner.ready()
