@@ -6,7 +6,7 @@ What is heavy is imported inside the commands, so that `toprope --help` stays qu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from toprope_training.publish import Operator, Prepared
 
 CLOUD = "http://127.0.0.1:8000"
+# What every command that signs takes.
+Prepare = Annotated[Path | None, typer.Option(help="Write a draft that other machines sign; then: release submit.")]
+Keys = Annotated[Path | None, typer.Option(help="The folder of models.pem and operator.token; without it, keys/ at home.")]
+OtherKeys = Annotated[list[str], typer.Option("--key", help="Another models key: a file, or a URI of a KMS or HSM.")]
+Root = Annotated[Path | None, typer.Option(help="Your own root metadata; without it, trust/1.root.json at home.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds of silence after which the cloud counts as away.")]
 
 train_app = typer.Typer()
 release_app = typer.Typer(help="Look at a release, compare two, publish or revoke one.", no_args_is_help=True)
@@ -148,11 +154,11 @@ def publish_release(
     cloud: str = typer.Option(CLOUD, help="The cloud's address."),
     channel: str = typer.Option("stable", help="The channel to roll out on."),
     no_rollout: bool = typer.Option(False, "--no-rollout", help="Sign the release and let no device run it yet."),
-    prepare: Path | None = typer.Option(None, help="Write a draft that other machines sign; then: release submit."),
-    keys: Path | None = typer.Option(None, help="The folder of models.pem and operator.token; without it, keys/ at home."),
-    key: list[str] = typer.Option([], "--key", help="Another models key: a file, or a URI of a KMS or HSM."),
-    root: Path | None = typer.Option(None, help="Your own root metadata; without it, trust/1.root.json at home."),
-    timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
+    prepare: Prepare = None,
+    keys: Keys = None,
+    key: OtherKeys = [],  # noqa: B006 - typer reads it and changes nothing
+    root: Root = None,
+    timeout: Timeout = 30.0,
 ) -> None:
     """Upload a bundle, sign it with the models key and roll it out."""
     from toprope_training import publish
@@ -221,11 +227,11 @@ def revoke_release(
     reason: str = typer.Option(help="Why, in one line; devices report it."),
     and_older: bool = typer.Option(False, "--and-older", help="Revoke all releases of the model with a lower counter too."),
     cloud: str = typer.Option(CLOUD, help="The cloud's address."),
-    prepare: Path | None = typer.Option(None, help="Write a draft that other machines sign; then: release submit."),
-    keys: Path | None = typer.Option(None, help="The folder of models.pem and operator.token; without it, keys/ at home."),
-    key: list[str] = typer.Option([], "--key", help="Another models key: a file, or a URI of a KMS or HSM."),
-    root: Path | None = typer.Option(None, help="Your own root metadata; without it, trust/1.root.json at home."),
-    timeout: float = typer.Option(30.0, min=0.1, help="Seconds of silence after which the cloud counts as away."),
+    prepare: Prepare = None,
+    keys: Keys = None,
+    key: OtherKeys = [],  # noqa: B006 - typer reads it and changes nothing
+    root: Root = None,
+    timeout: Timeout = 30.0,
 ) -> None:
     """Sign that no device may activate a release any more; this can't be taken back."""
     from toprope_training import publish
