@@ -60,7 +60,7 @@ class InferenceRequest:
     Attributes:
         model: the model's name.
         inputs: arrays by input name, batch first.
-        version: semantic version or release counter, as the caller wrote it; None is the active one.
+        version: semantic version, release counter or label, as the caller wrote it; None is the active one.
         outputs: names of the outputs that the caller wants; empty is all.
         id: the caller's own mark, echoed.
         parameters: the request's flat parameters, e.g. `timeout` in microseconds.
@@ -117,18 +117,50 @@ class InferenceResponse:
     id: str = ""
 
 
+class ModelState(StrEnum):
+    """Where a release stands in its life behind a door.
+
+    Source: tensorflow_serving/apis/get_model_status.proto, ModelVersionStatus.State.
+    """
+
+    START = "START"
+    LOADING = "LOADING"
+    AVAILABLE = "AVAILABLE"
+    UNLOADING = "UNLOADING"
+    END = "END"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One release as a door lists it.
 
     Attributes:
         manifest: the signed manifest.
-        ready: whether it answers here and now.
-        reason: why it does not; empty where it does.
+        ready: whether it answers here and now; one that is opened again when it is asked for does.
+        reason: why it does not, or what else is to be known of it (that it is opened on demand); empty where nothing is.
         platform: the Open Inference platform string, e.g. `onnxruntime_onnx`.
+        stage: where it stands in its life; None follows from `ready`. Read it as `state`.
+        error: the canonical name of what went wrong (`google.rpc.Code`, e.g. `INTERNAL`); None follows from `ready`. Read it
+            as `error_code`.
+        labels: names that stand for this release's version now, such as `stable`; each may be asked for as a version.
     """
 
     manifest: Manifest
     ready: bool
     reason: str = ""
     platform: str = ""
+    stage: ModelState | None = None
+    error: str | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> ModelState:
+        """Where it stands in its life."""
+        return self.stage or (ModelState.AVAILABLE if self.ready else ModelState.END)
+
+    @property
+    def error_code(self) -> str:
+        """`OK`, or the canonical name of what went wrong; the words for it are `reason`."""
+        if self.error is not None:
+            return self.error
+        return "OK" if self.ready else "UNAVAILABLE"
