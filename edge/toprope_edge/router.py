@@ -144,6 +144,9 @@ class Router:
                 reasons=(edge.reason, CloudReason.OFFLINE),
             ) from error
 
+    def hot(self, model: str, version: str | None) -> None:
+        """Return None: whether to answer here or in the cloud is decided for each request."""
+
     async def infer(self, request: InferenceRequest) -> InferenceResponse:
         """Answer a request here or in the cloud; see `Backend`."""
         now = self._clock.steady()

@@ -8,6 +8,7 @@
     │   ├── ConflictError    what it is asked of is not in the state for it
     │   └── TooLargeError    the body passes the limit
     ├── UnavailableError     nobody can answer now: says both reasons, may be asked again
+    │   └── OverloadedError  too many wait already: ask again a little later
     ├── DeadlineError        the caller's time ran out
     ├── TrustError           not signed, not allowed or older than the floor: never retry
     ├── LinkError            the broker or the cloud is away: wait
@@ -80,6 +81,20 @@ class UnavailableError(TopropeError):
         super().__init__(message)
         self.reasons = reasons
         self.retry_after_s = retry_after_s
+
+
+class OverloadedError(UnavailableError):
+    """Too many requests wait already; this one was not begun.
+
+    Args:
+        message: the sentence for the caller.
+        retry_after_s: seconds after which asking again makes sense.
+    """
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, reasons=("overloaded",), retry_after_s=retry_after_s)
 
 
 class DeadlineError(TopropeError):

@@ -64,6 +64,7 @@ class InferenceRequest:
         outputs: names of the outputs that the caller wants; empty is all.
         id: the caller's own mark, echoed.
         parameters: the request's flat parameters, e.g. `timeout` in microseconds.
+        priority: 1 is answered first, then up to 9; 0 is the default and counts as 5.
         deadline: steady-clock seconds at which the caller stops waiting; None is no limit of the caller's.
         headers: what travels on to the cloud (`traceparent`, `x-request-id`), lower case.
     """
@@ -75,6 +76,7 @@ class InferenceRequest:
     id: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     deadline: float | None = None
+    priority: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

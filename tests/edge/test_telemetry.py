@@ -59,6 +59,9 @@ class Answering:
     async def describe(self, model: str, version: str | None) -> Manifest:
         return self.manifest
 
+    def hot(self, model: str, version: str | None) -> None:
+        return None
+
     def models(self) -> tuple[ModelStatus, ...]:
         return ()
 

@@ -130,6 +130,9 @@ class LocalBackend:
         assert manifest is not None
         return manifest
 
+    def hot(self, model: str, version: str | None) -> None:
+        return None
+
     def models(self) -> tuple[ModelStatus, ...]:
         return self._runtime.statuses()
 

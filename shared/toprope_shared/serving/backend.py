@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Provenance
 from toprope_shared.manifest import Manifest
+from toprope_shared.serving.batching import Batcher
+
+
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """A model that is open here and now, so that a request needs nobody's leave to run.
+
+    Attributes:
+        manifest: the release's.
+        batcher: runs it.
+        provenance: of every answer; the milliseconds are filled in by who runs it.
+    """
+
+    manifest: Manifest
+    batcher: Batcher
+    provenance: Provenance
 
 
 class Backend(Protocol):
@@ -31,6 +48,12 @@ class Backend(Protocol):
             RequestError: the request can't be answered by anyone.
             DeadlineError: the caller's time ran out.
             UnavailableError: nobody can answer now.
+        """
+
+    def hot(self, model: str, version: str | None) -> Hot | None:
+        """Return the model if it is open and may be run at once; None sends the request the way of `describe` and `infer`.
+
+        Called for every request, so it must cost no more than looking into a dict.
         """
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -68,6 +91,10 @@ class Passing:
     async def describe(self, model: str, version: str | None) -> Manifest:
         """Return the manifest against which a request is read; see `Backend`."""
         return await self._inner.describe(model, version)
+
+    def hot(self, model: str, version: str | None) -> Hot | None:
+        """Return None: who looks at the answers must see each."""
+        return None
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Return every release that is held here; see `Backend`."""

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import DeadlineError, RequestError
@@ -24,6 +24,11 @@ from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.provenance import to_headers
 from toprope_shared.serving.replies import Reply
 from toprope_shared.tensors import check_all
+
+if TYPE_CHECKING:
+    from toprope_shared.serving.access_log import AccessLog
+    from toprope_shared.serving.gate import Gate
+    from toprope_shared.serving.tracing import Tracing
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_TIMEOUT_S = 86_400.0
@@ -78,6 +83,9 @@ class DataPlane:
         metrics: where answers are counted; None counts nothing.
         clock: for durations and deadlines.
         body_limit: the most bytes of a request's body, as sent and uncompressed.
+        gate: lets callers in; None lets everybody in.
+        access: where every answer is noted; None notes nothing.
+        tracing: makes a span of every request; None makes none.
     """
 
     def __init__(
@@ -87,10 +95,16 @@ class DataPlane:
         metrics: Metrics | None = None,
         clock: Clock | None = None,
         body_limit: int = BODY_LIMIT,
+        gate: Gate | None = None,
+        access: AccessLog | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.backend = backend
         self.metrics = metrics
         self.body_limit = body_limit
+        self.gate = gate
+        self.access = access
+        self.tracing = tracing
         self._clock = clock or SystemClock()
 
     async def answer(self, model: str, version: str | None, headers: Mapping[str, str], exchange: Exchange) -> Reply:

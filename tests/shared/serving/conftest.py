@@ -120,6 +120,9 @@ class Shelf:
         manifest = held.manifest
         return InferenceResponse(manifest.model, manifest.version, manifest.release_counter, outputs, self.provenance)
 
+    def hot(self, model: str, version: str | None) -> None:
+        return None
+
     def models(self) -> tuple[ModelStatus, ...]:
         return tuple(
             ModelStatus(held.manifest, held.ready, "" if held.ready else "it was unloaded", "onnxruntime_onnx")
