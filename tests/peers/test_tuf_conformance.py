@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-CLIENT = Path(__file__).parents[1] / "conformance" / "tuf_client"
+CLIENT = Path(__file__).parents[1] / "conformance" / "tuf" / "tuf_client"
 
 
 @pytest.mark.timeout(3600)

@@ -20,7 +20,7 @@ from tuf.api.metadata import DelegatedRole, Metadata, TargetFile, Targets
 from toprope_shared.clock import SystemClock
 from toprope_shared.trust import ROLLOUTS
 
-CLIENT = Path(__file__).parents[1] / "conformance" / "tuf_client"
+CLIENT = Path(__file__).parents[1] / "conformance" / "tuf" / "tuf_client"
 TARGET, PATH = b"the bytes of a target", "rollouts/stable.json"
 
 
