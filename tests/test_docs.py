@@ -16,7 +16,7 @@ from tests.docs import commands, declared
 from tests.docs.declared import ErrorClass, Metric
 
 from toprope_cloud.outlet import Counts
-from toprope_cloud.service import CloudSettings
+from toprope_cloud.settings import CloudSettings
 from toprope_edge.binding_settings import Binding
 from toprope_edge.settings import EdgeSettings
 from toprope_edge.transfer import Transfers

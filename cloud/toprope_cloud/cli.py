@@ -51,7 +51,8 @@ def cloud_run(
     settings_file: Path = typer.Option(None, "--settings", help="Another toprope.toml."),
 ) -> None:
     """Run the registry, the publisher and the inference endpoint until stopped."""
-    from toprope_cloud.service import CloudSettings, run
+    from toprope_cloud.service import run
+    from toprope_cloud.settings import CloudSettings
     from toprope_shared.cli import setup_logging
     from toprope_shared.serving import app as serving
     from toprope_shared.settings import home, load
@@ -71,7 +72,7 @@ def cloud_sender(
 ) -> None:
     """Send artifacts in a process of its own, for the shards that the settings name, until stopped."""
     from toprope_cloud.sender_process import run
-    from toprope_cloud.service import CloudSettings
+    from toprope_cloud.settings import CloudSettings
     from toprope_shared.cli import setup_logging
     from toprope_shared.serving import app as serving
     from toprope_shared.settings import home, load

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class SenderSettings(Protocol):
-    """What a sender reads of `toprope_cloud.service.CloudSettings`; it needs no more of the service than that."""
+    """What a sender reads of `toprope_cloud.settings.CloudSettings`; it needs no more of the service than that."""
 
     @property
     def broker(self) -> str: ...

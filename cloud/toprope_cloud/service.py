@@ -6,9 +6,7 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
 from prometheus_client import CollectorRegistry
 
 from toprope_cloud.api import build_app
@@ -24,50 +22,20 @@ from toprope_cloud.outlet import Counts
 from toprope_cloud.publisher import Publisher, listen_to_devices
 from toprope_cloud.registry import Registry
 from toprope_cloud.sender import Sender
+from toprope_cloud.settings import CloudSettings
 from toprope_cloud.telemetry import FleetCounts, TelemetryBook, listen_to_telemetry, telemetry_router
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import InputError
 from toprope_shared.link import Address, Link
-from toprope_shared.profiles import DEFAULT, find_profile
+from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import listen, serve
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
-from toprope_shared.topics import PREFIX, Topics
+from toprope_shared.topics import Topics
 
 log = logging.getLogger(__name__)
-
-
-class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The table [cloud] of toprope.toml.
-
-    Attributes:
-        host, port: where the HTTP doors listen.
-        broker: the broker's addresses, separated by commas.
-        broker_profile: whose limits the sender keeps: aws-iot, azure, emqx, hivemq, nats or mosquitto.
-        sender_shards: which of the sixteen shards of NEED this process answers; empty is all.
-        broadcast_devices: how many must want an artifact at the same time before it is broadcast; 0 is never.
-        broadcast_rate: bytes a second of a broadcast when no device asks for less.
-        topic_prefix: first levels of every topic.
-        training_jobs: training jobs that run at the same time.
-        training_hours: hours after which a training job is stopped.
-        training_uploads: whether recipes that come with a request are run; they are programs.
-        log_level: debug, info, warning or error.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    broker: str = "mqtt://127.0.0.1:1883"
-    broker_profile: str = DEFAULT
-    sender_shards: tuple[int, ...] = ()
-    broadcast_devices: Annotated[int, msgspec.Meta(ge=0)] = 2
-    broadcast_rate: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
-    topic_prefix: str = PREFIX
-    training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
-    training_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
-    training_uploads: bool = False
-    log_level: str = "info"
 
 
 async def run(settings: CloudSettings, home: Path) -> None:

@@ -1,0 +1,43 @@
+"""The cloud's settings, read once at the command line. Nothing of the service is imported here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from toprope_shared.profiles import DEFAULT
+from toprope_shared.topics import PREFIX
+
+
+class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [cloud] of toprope.toml.
+
+    Attributes:
+        host, port: where the HTTP doors listen.
+        broker: the broker's addresses, separated by commas.
+        broker_profile: whose limits the sender keeps: aws-iot, azure, emqx, hivemq, nats or mosquitto.
+        sender_shards: which of the sixteen shards of NEED this process answers; empty is all.
+        broadcast_devices: how many must want an artifact at the same time before it is broadcast; 0 is never.
+        broadcast_rate: bytes a second of a broadcast when no device asks for less.
+        topic_prefix: first levels of every topic.
+        workers: processes that answer inference behind the one port; 1 answers in the service's own.
+        training_jobs: training jobs that run at the same time.
+        training_hours: hours after which a training job is stopped.
+        training_uploads: whether recipes that come with a request are run; they are programs.
+        log_level: debug, info, warning or error.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    broker: str = "mqtt://127.0.0.1:1883"
+    broker_profile: str = DEFAULT
+    sender_shards: tuple[int, ...] = ()
+    broadcast_devices: Annotated[int, msgspec.Meta(ge=0)] = 2
+    broadcast_rate: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
+    topic_prefix: str = PREFIX
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
+    training_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
+    training_uploads: bool = False
+    log_level: str = "info"
