@@ -6,9 +6,12 @@
     ├── RequestError         an inference request that is wrong: never falls back
     │   ├── NotFoundError    the model, version or path does not exist
     │   ├── ConflictError    what it is asked of is not in the state for it
-    │   └── TooLargeError    the body passes the limit
+    │   ├── TooLargeError    the body passes the limit
+    │   ├── NotAdmittedError  there are no credentials, or none that are known
+    │   └── NotAllowedError  the credentials are for something else
     ├── UnavailableError     nobody can answer now: says both reasons, may be asked again
-    │   └── OverloadedError  too many wait already: ask again a little later
+    │   ├── OverloadedError  too many wait already: ask again a little later
+    │   └── TooManyRequestsError  this caller asks too often
     ├── DeadlineError        the caller's time ran out
     ├── TrustError           not signed, not allowed or older than the floor: never retry
     ├── LinkError            the broker or the cloud is away: wait
@@ -66,6 +69,18 @@ class TooLargeError(RequestError):
     code = "too_large"
 
 
+class NotAdmittedError(RequestError):
+    """The caller showed no credentials, or none that are known here."""
+
+    code = "not_admitted"
+
+
+class NotAllowedError(RequestError):
+    """The caller is known and may not do this."""
+
+    code = "not_allowed"
+
+
 class UnavailableError(TopropeError):
     """Nobody can answer now.
 
@@ -95,6 +110,20 @@ class OverloadedError(UnavailableError):
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, reasons=("overloaded",), retry_after_s=retry_after_s)
+
+
+class TooManyRequestsError(UnavailableError):
+    """This caller has asked more often than he may.
+
+    Args:
+        message: the sentence for the caller.
+        retry_after_s: seconds after which he may ask again.
+    """
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class DeadlineError(TopropeError):

@@ -18,9 +18,12 @@ from toprope_shared.errors import (
     DeadlineError,
     InputError,
     LinkError,
+    NotAdmittedError,
+    NotAllowedError,
     NotFoundError,
     RequestError,
     TooLargeError,
+    TooManyRequestsError,
     TopropeError,
     TrustError,
     UnavailableError,
@@ -35,10 +38,13 @@ _STATUSES: tuple[tuple[type[TopropeError], int], ...] = (
     (NotFoundError, 404),
     (ConflictError, 409),
     (TooLargeError, 413),
+    (NotAdmittedError, 401),
+    (NotAllowedError, 403),
     (RequestError, 400),
     (InputError, 400),
     (TrustError, 403),
     (DeadlineError, 504),
+    (TooManyRequestsError, 429),
     (UnavailableError, 503),
     (LinkError, 503),
 )
@@ -70,6 +76,8 @@ def error_reply(error: Exception) -> Reply:
         headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, LinkError):
         headers["Retry-After"] = str(RETRY_LINK_S)
+    elif isinstance(error, NotAdmittedError):
+        headers["WWW-Authenticate"] = 'Bearer realm="toprope"'
     return json_reply(body, status, headers)
 
 
