@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from tests.docs import commands, declared
 from tests.docs.declared import ErrorClass, Metric
 
+from toprope_cloud.model_settings import ModelSettings
 from toprope_cloud.outlet import Counts
 from toprope_cloud.settings import CloudSettings
 from toprope_edge.binding_settings import Binding
@@ -32,7 +33,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 SETTINGS = pytest.mark.parametrize(
-    ("heading", "kind"), [("## [cloud]", CloudSettings), ("## [edge]", EdgeSettings), ("### Bindings", Binding)]
+    ("heading", "kind"),
+    [
+        ("## [cloud]", CloudSettings),
+        ("### Models", ModelSettings),
+        ("## [edge]", EdgeSettings),
+        ("### Bindings", Binding),
+    ],
 )
 
 

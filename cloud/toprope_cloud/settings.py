@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from toprope_cloud.model_settings import ModelSettings
 from toprope_shared.profiles import DEFAULT
 from toprope_shared.topics import PREFIX
 
@@ -22,6 +23,8 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         broadcast_rate: bytes a second of a broadcast when no device asks for less.
         topic_prefix: first levels of every topic.
         workers: processes that answer inference behind the one port; 1 answers in the service's own.
+        memory_budget: MiB that all open models of a process may take together; 0 is no limit.
+        models: what is said of single models, by name.
         training_jobs: training jobs that run at the same time.
         training_hours: hours after which a training job is stopped.
         training_uploads: whether recipes that come with a request are run; they are programs.
@@ -37,6 +40,8 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broadcast_rate: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
     topic_prefix: str = PREFIX
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    memory_budget: Annotated[int, msgspec.Meta(ge=0)] = 0
+    models: dict[str, ModelSettings] = {}
     training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
     training_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
     training_uploads: bool = False
