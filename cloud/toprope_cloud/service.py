@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 from toprope_cloud.api import build_app
 from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
+from toprope_cloud.data_side import open_data_side
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs, Limits
 from toprope_cloud.keys import Keyring
 from toprope_cloud.layout import Layout
 from toprope_cloud.metadata import MetadataRepository
-from toprope_cloud.models import CloudModels
 from toprope_cloud.outlet import Counts
 from toprope_cloud.publisher import Publisher, listen_to_devices
 from toprope_cloud.registry import Registry
@@ -26,13 +26,10 @@ from toprope_cloud.settings import CloudSettings
 from toprope_cloud.telemetry import FleetCounts, TelemetryBook, listen_to_telemetry, telemetry_router
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
-from toprope_shared.engines import find_engines
 from toprope_shared.errors import InputError
 from toprope_shared.link import Address, Link
 from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import listen, serve
-from toprope_shared.serving.dataplane import DataPlane
-from toprope_shared.serving.metrics import Metrics
 from toprope_shared.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -52,10 +49,9 @@ async def run(settings: CloudSettings, home: Path) -> None:
     metadata = MetadataRepository(layout.trust, keyring, clock=SystemClock())
     await asyncio.to_thread(metadata.renew)
     registry = Registry(metadata, Blobs(layout.blobs), SystemClock())
-    engines, missing = find_engines()
-    if not engines:
-        raise InputError(f"no engine is installed, so the cloud can't answer: {'; '.join(one.why for one in missing)}")
-    models = CloudModels(registry, registry.blobs, engines)
+    metrics = CollectorRegistry()
+    side = open_data_side(settings, registry, metrics)
+    models, plane = side.models, side.plane
     fleet = Fleet(layout.database)
     topics = Topics(settings.topic_prefix)
     credentials = BrokerFiles(layout, topics).cloud()
@@ -74,8 +70,6 @@ async def run(settings: CloudSettings, home: Path) -> None:
                 changed.set()
 
             await on_change()
-            metrics = CollectorRegistry()
-            plane = DataPlane(models, metrics=Metrics(metrics))
             knows = BrokerFiles(layout, topics).knows
             app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change, knows)
             book = TelemetryBook(layout.database, registry.releases, FleetCounts(metrics))
