@@ -1,24 +1,40 @@
-"""Runs one opened session for many callers.
+"""Runs one opened session for many callers: joins their requests where that pays, and keeps the event loop free.
 
-Everything here happens on the event loop's thread; only the engine's own calls leave it.
+Three ways, chosen for each model by what was measured when it was loaded. A run under 0.3 ms is done on the event loop, for all
+requests that came in one pass of it (`tick`): no timer, no hand-over, so a lone caller pays next to nothing. A slower model
+that gains from a batch has one thread, which takes whatever queued while it ran (`thread`). One that gains nothing runs
+unjoined in as many threads as there are cores.
+
+`submit` and all answers happen on the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import os
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from toprope_shared.engines import Session
 from toprope_shared.errors import DeadlineError, OverloadedError, UnavailableError
 from toprope_shared.manifest import Manifest
+from toprope_shared.serving.batch_queue import DEFAULT_PRIORITY, LAST_PRIORITY, TOO_LATE, BatchQueue, Done, Ticket, Timing
+from toprope_shared.serving.joining import Joiner, Outcome, Pace, measure_pace
 from toprope_shared.tensors import Tensors
 
-Mode = Literal["auto", "tick", "thread", "off"]
-Done = Callable[[Tensors | None, Exception | None, "Timing"], None]
+__all__ = ["BatchSettings", "Batcher", "Done", "Pace", "Ticket", "Timing", "measure_pace"]
+
+TICK_S = 0.0003
+# What one pass of the event loop may give to one model while others wait.
+TICK_BUDGET_S = 0.001
+# A batch of eight that costs more than this share of eight single calls is not worth the waiting.
+GAIN = 0.75
+ROWS_MEASURED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,78 +43,27 @@ class BatchSettings:
 
     Attributes:
         mode: tick joins what came in one pass of the event loop and runs it there; thread joins what queued while one thread
-            ran; off joins nothing; auto chooses by measuring.
+            ran; off joins nothing; auto chooses by what was measured.
         max_rows: the most rows of a batch.
         max_queue: the most requests that wait.
-        window_s: seconds that a batch waits for more.
+        window_s: seconds that a batch waits for more; 0 waits for nobody.
     """
 
-    mode: Mode = "auto"
+    mode: Literal["auto", "tick", "thread", "off"] = "auto"
     max_rows: int = 64
     max_queue: int = 1024
     window_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """What a call took: seconds in the queue, seconds in the engine, and the rows of the batch that it ran in."""
-
-    queue_s: float
-    run_s: float
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a session is, as `measure_pace` found it.
-
-    Attributes:
-        row_s: seconds of a call with one row.
-        eight_s: seconds of a call with eight rows; 0 where that is not known.
-        apart: whether rows that run together give what each gives alone.
-    """
-
-    row_s: float
-    eight_s: float = 0.0
-    apart: bool = True
-
-
-def measure_pace(session: Session, manifest: Manifest, inputs: Tensors) -> Pace:
-    """Measure a session at load. Blocks: call it in a thread.
-
-    Args:
-        session: opened and warm.
-        manifest: says which axis is the batch.
-        inputs: some rows that fit the manifest, e.g. the golden ones.
-
-    Raises:
-        EngineError: the session does not run them.
-    """
-    start = time.perf_counter()
-    session.run(inputs)
-    return Pace(time.perf_counter() - start)
-
-
-class Ticket:
-    """One call that was handed in."""
-
-    def __init__(self, future: Future[None]) -> None:
-        self._future = future
-
-    def cancel(self) -> None:
-        """Say that nobody waits any more: a call that has not begun costs no inference, and its `done` is not called."""
-        self._future.cancel()
 
 
 class Batcher:
     """Runs one opened session for many callers.
 
     Args:
-        session: closed by `retire`.
-        manifest: the release's.
+        session: opened; `retire` closes it.
+        manifest: the release's; requests are joined only where every input and output has a free batch axis.
         settings: how requests are joined.
         row_s: seconds of a call with one row, as measured at load.
-        stateful: calls depend on each other and are never joined.
+        stateful: calls depend on each other, or rows do; they are never joined.
         eight_s: seconds of a call with eight rows, as measured at load; 0 where that is not known.
     """
 
@@ -112,20 +77,38 @@ class Batcher:
         stateful: bool = False,
         eight_s: float = 0.0,
     ) -> None:
+        self._title = f"{manifest.model} {manifest.version}"
+        self._joiner = Joiner(session, manifest, apart=not stateful and settings.mode != "off")
+        self._queue = BatchQueue(settings.max_queue)
+        self._row_s = max(row_s, eight_s / ROWS_MEASURED)
+        pays = not eight_s or eight_s < GAIN * ROWS_MEASURED * row_s
+        inline = settings.mode == "tick" or (settings.mode != "thread" and row_s < TICK_S)
+        self._runner: _Inline | _Threads
+        if inline:
+            self._runner = _Inline(
+                self._queue, self._joiner, _rows_a_pass(settings.max_rows, row_s, eight_s), settings.window_s
+            )
+        elif settings.mode == "thread" or (self._joiner.joins and pays):
+            self._runner = _Threads(self._queue, self._joiner, settings.max_rows, settings.window_s, threads=1)
+        else:
+            self._joiner.joins = False
+            self._runner = _Threads(self._queue, self._joiner, 1, 0.0, threads=os.cpu_count() or 1)
         self._session = session
-        self._settings = settings
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="infer")
-        self._waiting = 0
         self._retired = False
 
+    @property
+    def inline(self) -> bool:
+        """Whether the model runs on the event loop's own thread."""
+        return isinstance(self._runner, _Inline)
+
     def submit(self, inputs: Tensors, done: Done, *, deadline: float | None = None, priority: int = 0) -> Ticket:
-        """Hand in a call; `done(outputs, error, timing)` is called later, on the event loop's thread.
+        """Hand in a call; `done(outputs, error, timing)` is called once, later, on the event loop's thread.
 
         Args:
-            inputs: arrays that fit the manifest's specs.
-            done: gets either outputs or an error.
+            inputs: arrays that fit the manifest's specs, with one batch size.
+            done: gets either outputs or an error: `EngineError`, or `DeadlineError` at the deadline, whatever runs then.
             deadline: steady-clock second (`time.monotonic`) at which the caller stops waiting.
-            priority: 1 first, then up; 0 is the default.
+            priority: 1 is taken first, then up to 9; 0 is the default and counts as 5.
 
         Raises:
             OverloadedError: too many wait already.
@@ -133,34 +116,23 @@ class Batcher:
             UnavailableError: `retire` was called.
         """
         if self._retired:
-            raise UnavailableError("the model is being replaced", retry_after_s=1)
-        if self._waiting >= self._settings.max_queue:
-            raise OverloadedError("too many requests wait for this model")
+            raise UnavailableError(f"{self._title} is being replaced", retry_after_s=1)
         if deadline is not None and deadline <= time.monotonic():
-            raise DeadlineError("the request's time ran out before there was an answer")
-        loop, queued = asyncio.get_running_loop(), time.perf_counter()
-
-        def work() -> None:
-            start = time.perf_counter()
-            outputs: Tensors | None = None
-            failure: Exception | None = None
-            try:
-                outputs = self._session.run(inputs)
-            except Exception as error:
-                failure = error
-            timing = Timing(start - queued, time.perf_counter() - start, 1)
-            loop.call_soon_threadsafe(done, outputs, failure, timing)
-
-        def left(_: Future[None]) -> None:
-            self._waiting -= 1
-
-        self._waiting += 1
-        future = self._pool.submit(work)
-        future.add_done_callback(left)
-        return Ticket(future)
+            raise DeadlineError(TOO_LATE)
+        rows, key = self._joiner.describe(inputs)
+        level = min(max(priority, 0), LAST_PRIORITY) or DEFAULT_PRIORITY
+        ticket = Ticket(inputs, done, rows=rows, key=key, deadline=deadline, priority=level)
+        if not self._queue.add(ticket):
+            wait = math.ceil(self._queue.waiting * self._row_s)
+            raise OverloadedError(
+                f"{self._queue.waiting} requests wait for {self._title} already, the most that may",
+                retry_after_s=max(1, wait),
+            )
+        self._runner.added(ticket)
+        return ticket
 
     async def run(self, inputs: Tensors, *, deadline: float | None = None, priority: int = 0) -> tuple[Tensors, Timing]:
-        """Hand in a call and wait for its end; cancelling cancels the call.
+        """Hand in a call and wait for its end; cancelling this cancels the call.
 
         Raises:
             OverloadedError, DeadlineError, UnavailableError: as `submit`.
@@ -172,7 +144,7 @@ class Batcher:
             if future.done():
                 return
             if outputs is None:
-                future.set_exception(error or UnavailableError("the call ended without an answer"))
+                future.set_exception(error or UnavailableError(f"{self._title} gave no answer"))
             else:
                 future.set_result((outputs, timing))
 
@@ -184,6 +156,118 @@ class Batcher:
 
     def retire(self) -> None:
         """Take no more calls, and close the session once the last one has ended. Does not block."""
-        self._retired = True
-        self._pool.submit(self._session.close)
-        self._pool.shutdown(wait=False)
+        if not self._retired:
+            self._retired = True
+            self._runner.finish(self._session)
+
+
+def _rows_a_pass(most: int, row_s: float, eight_s: float) -> int:
+    """Return how many rows run on the event loop at once: what fits into `TICK_BUDGET_S`, but at least eight."""
+    more_s = (eight_s - row_s) / (ROWS_MEASURED - 1) if eight_s else 0.0
+    return min(most, max(ROWS_MEASURED, int(TICK_BUDGET_S / more_s))) if more_s > 0 else most
+
+
+def _settle(outcomes: Iterable[Outcome]) -> None:
+    for outcome in outcomes:
+        outcome.ticket.settle(outcome.outputs, outcome.error, outcome.timing)
+
+
+def _split_late(batch: list[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
+    """Return those that somebody waits for still, and those whose time ran out."""
+    if all(ticket.deadline is None for ticket in batch):
+        return batch, []
+    now = time.monotonic()
+    wanted: list[Ticket] = []
+    late: list[Ticket] = []
+    for ticket in batch:
+        (wanted if ticket.deadline is None or ticket.deadline > now else late).append(ticket)
+    return wanted, late
+
+
+class _Inline:
+    """Runs on the event loop, once for all that was added in one pass of it."""
+
+    def __init__(self, queue: BatchQueue, joiner: Joiner, rows: int, window_s: float) -> None:
+        self._queue = queue
+        self._joiner = joiner
+        self._rows = rows
+        self._window_s = window_s
+        self._scheduled = False
+        self._last: Session | None = None
+
+    def added(self, ticket: Ticket) -> None:
+        if self._scheduled:
+            return
+        self._scheduled = True
+        loop = asyncio.get_running_loop()
+        if self._window_s:
+            loop.call_later(self._window_s, self._pass)
+        else:
+            loop.call_soon(self._pass)
+
+    def finish(self, session: Session) -> None:
+        self._last = session
+        if not self._scheduled:
+            session.close()
+
+    def _pass(self) -> None:
+        until = time.perf_counter() + TICK_BUDGET_S
+        while batch := self._queue.take(self._rows, self._joiner.joins):
+            wanted, late = _split_late(batch)
+            for ticket in late:
+                ticket.expire()
+            _settle(self._joiner.run(wanted))
+            if time.perf_counter() > until:
+                break
+        self._scheduled = self._queue.waiting > 0
+        if self._scheduled:
+            asyncio.get_running_loop().call_soon(self._pass)
+        elif self._last:
+            self._last.close()
+
+
+class _Threads:
+    """Runs in threads of its own, each taking what waits as soon as it is free."""
+
+    def __init__(self, queue: BatchQueue, joiner: Joiner, rows: int, window_s: float, *, threads: int) -> None:
+        self._queue = queue
+        self._joiner = joiner
+        self._rows = rows
+        self._window_s = window_s
+        self._threads = threads
+        self._running = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._last: Session | None = None
+        self._closing = threading.Lock()
+
+    def added(self, ticket: Ticket) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._running = self._threads
+            for number in range(self._threads):
+                threading.Thread(target=self._work, args=(loop,), name=f"infer-{number}", daemon=True).start()
+        if ticket.deadline is not None:
+            ticket.timer = loop.call_later(max(0.0, ticket.deadline - time.monotonic()), ticket.expire)
+
+    def finish(self, session: Session) -> None:
+        with self._closing:
+            self._last = session
+            idle = not self._running
+        self._queue.close()
+        if idle:
+            session.close()
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while batch := self._queue.wait_and_take(self._rows, self._joiner.joins, self._window_s):
+            # Those whose time ran out are told by their timers.
+            wanted, _ = _split_late([ticket for ticket in batch if ticket.live])
+            outcomes = self._joiner.run(wanted)
+            if outcomes:
+                with contextlib.suppress(RuntimeError):  # the event loop has ended, and everyone who waited with it
+                    loop.call_soon_threadsafe(_settle, outcomes)
+        with self._closing:
+            self._running -= 1
+            last = not self._running
+        if last and self._last:
+            self._last.close()
