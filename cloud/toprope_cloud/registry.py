@@ -15,8 +15,9 @@ from toprope_shared.manifest import Manifest, parse
 from toprope_shared.messages import DesiredRelease, Rollout, decode
 from toprope_shared.revocation import COUNTER, FLOOR, REVOKED, floors, revoked_because
 from toprope_shared.topics import check_level
-from toprope_shared.trust import MODELS, ROLLOUTS, counter_of
+from toprope_shared.trust import MODELS, ROLLOUTS
 from toprope_shared.trying import Limits, Shadow
+from toprope_shared.verifying import counter_of
 
 ACTIVATE_WITHIN_S = 30 * 24 * 3600
 

@@ -36,6 +36,7 @@ from toprope_edge.status import status_route
 from toprope_edge.telemetry import Counting, Counts, CountsCollector, Teller
 from toprope_edge.transfer import Transfers
 from toprope_edge.trust_keeper import TrustKeeper
+from toprope_edge.trust_process import TrustProcess
 from toprope_edge.update import Probation, UpdateRunner
 from toprope_edge.watchdog import READY, STOPPING, Notifier, beat, door_answers
 from toprope_shared.blobs import Blobs
@@ -155,7 +156,8 @@ class Agent:
         settings = self._settings
         mqtt = MqttSource(self._link, self._topics, asyncio.get_running_loop())
         http = None if settings.cloud == NONE else HttpSource(f"{settings.cloud.rstrip('/')}/trust/")
-        trust = TrustClient(folder, root, mqtt, settings.channel, clock=self._clock)
+        self._verifier = TrustProcess(folder, root, settings.channel, clock=self._clock)
+        trust = TrustClient(folder, root, mqtt, settings.channel, verifier=self._verifier)
         keeper = TrustKeeper(
             trust,
             journal,
@@ -184,7 +186,7 @@ class Agent:
             watched=self._watched,
             threads=thread_options(settings.threads),
             shadow=Shadow(settings.shadow_calls, settings.shadow_seconds) if settings.shadow_calls else None,
-            kept=lambda: [document.hashes["sha256"] for document in (self._trust.rollout,) if document],
+            kept=lambda: [document.sha256 for document in (self._trust.rollout,) if document],
         )
 
     def _require(self, release: DesiredRelease) -> None:
@@ -202,6 +204,7 @@ class Agent:
         self._reporter.url = f"http://{host}:{port}"
         status = status_route(self._reporter.state, lambda: self._link.connected, counts, self._frozen)
         stop = _stop_on_signals()
+        stack.callback(self._verifier.close)
         await stack.enter_async_context(self._link)
         async with asyncio.TaskGroup() as group:
             parts = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from typing import TYPE_CHECKING
 
 from toprope_edge.download import Downloader
 from toprope_edge.settings import EdgeSettings
@@ -16,12 +15,10 @@ from toprope_shared.errors import InputError, IntegrityError, LinkError, TrustEr
 from toprope_shared.link import Link
 from toprope_shared.manifest import Artifact
 from toprope_shared.messages import Rollout, decode
+from toprope_shared.signed import SignedTarget
 from toprope_shared.topics import Topics
-from toprope_shared.trust import TrustClient, verify_target
+from toprope_shared.trust import TrustClient
 from toprope_shared.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from tuf.api.metadata import TargetFile
 
 log = logging.getLogger(__name__)
 
@@ -116,17 +113,17 @@ class Follower:
         if target is None:
             return None
         try:
-            data = self._blobs.read(target.hashes["sha256"])
+            data = self._blobs.read(target.sha256)
         except IntegrityError:  # it is not here, or not whole
-            self._blobs.path(target.hashes["sha256"]).unlink(missing_ok=True)
+            self._blobs.path(target.sha256).unlink(missing_ok=True)
             data = await self._fetch_rollout(target)
-        verify_target(target, data)
+        target.verify(data)
         rollout = decode(Rollout, data)
         self._keeper.require_not_older(rollout)
         self._blobs.put(data)
         return rollout
 
-    async def _fetch_rollout(self, target: TargetFile) -> bytes:
+    async def _fetch_rollout(self, target: SignedTarget) -> bytes:
         try:
             if self._link.connected:
                 return await self._link.retained(self._topics.rollout(self._settings.channel))
@@ -135,5 +132,5 @@ class Follower:
         fresh = self._keeper.last is not None and self._keeper.last.verdict is Verdict.FRESH
         if not self._link.connected and not fresh:  # no road has answered just now: trying would only take its time
             raise LinkError("there is no connection to the broker, and the rollout is not on this device")
-        path = await self._fetcher.fetch(Artifact(target.hashes["sha256"], target.length))
+        path = await self._fetcher.fetch(Artifact(target.sha256, target.length))
         return await asyncio.to_thread(path.read_bytes)

@@ -80,9 +80,9 @@ def _refresh(trust: TrustClient, journal: Journal, folder: Path, clock: Clock) -
 
 def _rollout(trust: TrustClient, journal: Journal, here: Blobs, there: Path, clock: Clock) -> Rollout | None:
     target = trust.rollout
-    if target is None or not _adopt(target.hashes["sha256"], here, there):
+    if target is None or not _adopt(target.sha256, here, there):
         return None
-    rollout = decode(Rollout, here.read(target.hashes["sha256"]))
+    rollout = decode(Rollout, here.read(target.sha256))
     name, floor = rollout_floor(rollout, trust.rollout_keys)
     problem = older_than_floor(name, floor, journal.trust_floors())
     if problem:

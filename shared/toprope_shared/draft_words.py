@@ -22,7 +22,8 @@ from toprope_shared.drafts import TOP, Delegator, Document, Draft, has_signed, k
 from toprope_shared.errors import InputError, TrustError
 from toprope_shared.revocation import COUNTER, FLOOR, MANIFEST_PATH, REVOKED
 from toprope_shared.signing import short
-from toprope_shared.trust import DELEGATIONS, MODELS, verify_target
+from toprope_shared.trust import DELEGATIONS, MODELS
+from toprope_shared.verifying import verify_target
 
 KNOWN_CUSTOM = {COUNTER, REVOKED, FLOOR}
 

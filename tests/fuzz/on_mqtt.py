@@ -44,7 +44,8 @@ from toprope_shared.messages import (
 from toprope_shared.revocation import floors, may_follow, revoked_because
 from toprope_shared.tensors import TensorSpec
 from toprope_shared.topics import Topics
-from toprope_shared.trust import MODELS, TrustClient, counter_of
+from toprope_shared.trust import MODELS, TrustClient
+from toprope_shared.verifying import counter_of
 
 DIGEST = "5a" * 32
 ROLES = ("root", "timestamp", "snapshot", "targets", MODELS)
