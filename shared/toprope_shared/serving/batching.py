@@ -77,6 +77,7 @@ class Batcher:
         stateful: bool = False,
         eight_s: float = 0.0,
     ) -> None:
+        self.settings = settings
         self._title = f"{manifest.model} {manifest.version}"
         self._joiner = Joiner(session, manifest, apart=not stateful and settings.mode != "off")
         self._queue = BatchQueue(settings.max_queue)
