@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,38 @@ def show(value: Any) -> str:
         if len(shown) >= SHOWN_CHARS:
             break
     return shown[:SHOWN_CHARS]
+
+
+# Source: the sentences of rapidjson's error_en.h, by what Python's reader says of the same place.
+_PARSE_ERRORS = (
+    ("Expecting property name", "Missing a name for object member."),
+    ("Expecting ':'", "Missing a colon after a name of object member."),
+    ("Illegal trailing comma before end of object", "Missing a name for object member."),
+    ("Unterminated string", "Missing a closing quotation mark in string."),
+    ("Invalid \\", "Invalid escape character in string."),
+    ("Invalid control character", "Invalid encoding in string."),
+)
+_OPENERS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+def parse_error(error: json.JSONDecodeError, *, explained: bool) -> RequestError:
+    """Return what TensorFlow Serving's reader says of a body that is not JSON.
+
+    Args:
+        error: what Python's reader says.
+        explained: whether the text before the error may be walked over, to say in what a comma is missing.
+    """
+    sentence = next((ours for theirs, ours in _PARSE_ERRORS if error.msg.startswith(theirs)), "Invalid value.")
+    if explained and error.msg.startswith("Expecting ','"):
+        opened: list[str] = []
+        for found in _OPENERS.finditer(error.doc, 0, error.pos):
+            if found[0] in "[{":
+                opened.append(found[0])
+            elif found[0] in "]}" and opened:
+                opened.pop()
+        within_list = bool(opened) and opened[-1] == "["
+        sentence = f"Missing a comma or {'] after an array element.' if within_list else '} after an object member.'}"
+    return RequestError(f"JSON Parse error: {sentence} at offset: {error.pos}")
 
 
 def explain_columns(columns: dict[str, Any], specs: Sequence[TensorSpec]) -> None:
@@ -174,11 +207,12 @@ def _check_leaf(value: Any, datatype: str) -> None:
         fits = type(value) is (bool if datatype == "BOOL" else str)
     if not fits:
         raise RequestError(
-            f"JSON Value: {show(value)} Type: {_type_name(value)} is not of expected type: {DATATYPES[datatype]}"
+            f"JSON Value: {show(value)} Type: {type_name(value)} is not of expected type: {DATATYPES[datatype]}"
         )
 
 
-def _type_name(value: Any) -> str:
+def type_name(value: Any) -> str:
+    """Return what TensorFlow Serving calls the type of a JSON value."""
     if isinstance(value, bool):
         return str(value)
     names = {dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}

@@ -17,13 +17,14 @@ import numpy as np
 import orjson
 
 from toprope_shared.errors import RequestError
-from toprope_shared.inference import InferenceResponse
+from toprope_shared.inference import InferenceResponse, Parameter
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.binary import text_of
 from toprope_shared.serving.provenance import to_parameters
 from toprope_shared.serving.raw import bytes_of
-from toprope_shared.serving.tfexplain import explain_columns, explain_rows, is_b64, show
-from toprope_shared.serving.values import encode_numbers, flatten, refuse_surrogates, to_array
+from toprope_shared.serving.tfexplain import explain_columns, explain_rows, is_b64, parse_error, show
+from toprope_shared.serving.tfnumbers import encode_percent_g
+from toprope_shared.serving.values import flatten, refuse_surrogates, to_array
 from toprope_shared.tensors import Array, TensorSpec
 
 SIGNATURE = "serving_default"
@@ -47,13 +48,7 @@ def read_predict(body: bytes, manifest: Manifest) -> PredictRequest:
         RequestError: it does not fit; the text is TensorFlow Serving's.
     """
     document = parse(body)
-    signature = document.get("signature_name", "")
-    if not isinstance(signature, str):
-        raise RequestError(
-            f"JSON Value: {show(document)} not formatted correctly. 'signature_name' key must be a string value."
-        )
-    if signature not in ("", SIGNATURE):
-        raise RequestError(f'Serving signature name: "{signature}" not found in signature def')
+    check_signature(document)
     if "instances" in document and "inputs" in document:
         raise RequestError(
             f"JSON Value: {show(document)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
@@ -66,6 +61,21 @@ def read_predict(body: bytes, manifest: Manifest) -> PredictRequest:
     return PredictRequest(
         _read_rows(document, specs, explained) if rows else _read_columns(document, specs, explained), rows
     )
+
+
+def check_signature(document: dict[str, Any]) -> None:
+    """Hold a request's `signature_name` against the one signature that a release has.
+
+    Raises:
+        RequestError: it is another one, or no text.
+    """
+    signature = document.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise RequestError(
+            f"JSON Value: {show(document)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    if signature not in ("", SIGNATURE):
+        raise RequestError(f'Serving signature name: "{signature}" not found in signature def')
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def _parse_leniently(body: bytes) -> Any:
     try:
         value = json.JSONDecoder().raw_decode(text)[0]
     except json.JSONDecodeError as error:
-        raise RequestError(f"JSON Parse error: Invalid value. at offset: {error.pos}") from error
+        raise parse_error(error, explained=len(body) <= EXPLAINED_BYTES) from error
     except RecursionError as error:
         raise RequestError("JSON Parse error: The document is nested too deeply") from error
     except ValueError as error:
@@ -188,9 +198,18 @@ def write_predict(response: InferenceResponse, manifest: Manifest, *, rows: bool
     outputs = {spec.name: response.outputs[spec.name] for spec in manifest.outputs if spec.name in response.outputs}
     body: dict[str, Any] = {"predictions": _write_rows(outputs)} if rows else {"outputs": _write_columns(outputs)}
     if provenance:
-        release = {"model": response.model, "version": response.version, "release_counter": response.release_counter}
-        body["provenance"] = {**release, **to_parameters(response.provenance)}
+        body["provenance"] = provenance_of(response)
     return orjson.dumps(body)
+
+
+def provenance_of(response: InferenceResponse) -> dict[str, Parameter]:
+    """Return what an answer says about itself, for a body's sibling `provenance`."""
+    return {
+        "model": response.model,
+        "version": response.version,
+        "release_counter": response.release_counter,
+        **to_parameters(response.provenance),
+    }
 
 
 def _write_rows(outputs: dict[str, Array]) -> Any:
@@ -198,6 +217,8 @@ def _write_rows(outputs: dict[str, Array]) -> Any:
     for name, array in outputs.items():
         if array.ndim == 0:
             raise RequestError(f"Tensor name: {name} has no shape information ")
+        if array.shape[0] < 1:
+            raise RequestError(f"Tensor name: {name} has invalid batch size: {array.shape[0]}")
         if size not in (-1, array.shape[0]):
             raise RequestError(f"Tensor name: {name} has inconsistent batch size: {array.shape[0]} expecting: {size}")
         size = array.shape[0]
@@ -213,7 +234,7 @@ def _write_columns(outputs: dict[str, Array]) -> Any:
 
 def _value(name: str, array: Array) -> Any:
     if array.dtype.kind not in "OSU":
-        return orjson.Fragment(encode_numbers(array))
+        return orjson.Fragment(encode_percent_g(array))
     elements = np.empty(array.size, dtype=object)
     elements[:] = [_string(name, element) for element in array.ravel().tolist()]
     return elements.reshape(array.shape).tolist()

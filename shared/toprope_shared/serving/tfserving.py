@@ -1,7 +1,8 @@
-"""The TensorFlow Serving REST door, which is KServe's v1 door too: predict, status, metadata, list.
+"""The TensorFlow Serving REST door, which is KServe's v1 door too: predict, classify, regress, status, metadata, list.
 
 Paths match without regard to case and as a whole; what is under `/v1/` and matches none is malformed (400). A version in a
-path is the release counter, as TensorFlow Serving's clients need a number, or the semantic version.
+path is the release counter, as TensorFlow Serving's clients need a number, or the semantic version; a label is one of those
+that the backend gives a release now.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from toprope_shared.errors import NotFoundError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.body import read_body
-from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.compressing import compressed
+from toprope_shared.serving.dataplane import DataPlane, Exchange
 from toprope_shared.serving.doors import endpoint
 from toprope_shared.serving.replies import JSON_TYPE, Reply, json_reply
+from toprope_shared.serving.tfexamples import check_method, read_examples, write_classifications, write_regressions
 from toprope_shared.serving.tfexplain import DATATYPES
 from toprope_shared.serving.tfjson import SIGNATURE, read_predict, write_predict
 from toprope_shared.tensors import TensorSpec
@@ -59,15 +62,45 @@ class PredictExchange:
         return body, {"Content-Type": JSON_TYPE}
 
 
+class ExamplesExchange:
+    """One classify or regress request; see `Exchange`.
+
+    Args:
+        method: `classify` or `regress`.
+        version: as the path says.
+        headers: by lower-case name.
+        body: uncompressed.
+    """
+
+    def __init__(self, method: str, version: str | None, headers: Mapping[str, str], body: bytes) -> None:
+        self._method = method
+        self._version = version
+        self._provenance = bool(_PROVENANCE.search(headers.get("prefer", "")))
+        self._body = body
+
+    def read(self, manifest: Manifest) -> InferenceRequest:
+        """Return the request, if the model's outputs can answer it."""
+        check_method(manifest, self._method)
+        return InferenceRequest(model=manifest.model, version=self._version, inputs=read_examples(self._body, manifest))
+
+    def write(self, response: InferenceResponse, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
+        """Return the answer's body and headers."""
+        write = write_classifications if self._method == "classify" else write_regressions
+        return write(response, manifest, provenance=self._provenance), {"Content-Type": JSON_TYPE}
+
+
 class TensorFlowServingDoor:
-    """Handlers of the paths under `/v1`."""
+    """Handlers of the paths under `/v1`, and of `/`, where KServe's v1 says that it is alive."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
 
     def routes(self) -> list[Route]:
-        """Return the door's one route, which looks at the path itself."""
-        return [_CaselessRoute("/v1/{rest:path}", endpoint(self._any), methods=["GET", "POST"])]
+        """Return the door's routes; the one under `/v1` looks at the path itself."""
+        return [
+            Route("/", endpoint(self._alive)),
+            _CaselessRoute("/v1/{rest:path}", endpoint(self._any), methods=["GET", "POST"]),
+        ]
 
     async def predict(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer a predict request, whatever transport brought it.
@@ -75,11 +108,16 @@ class TensorFlowServingDoor:
         Raises:
             TopropeError: there is no answer.
         """
+        return await self._answer(model, version, headers, PredictExchange(version, headers, body))
+
+    async def _answer(self, model: str, version: str | None, headers: Mapping[str, str], exchange: Exchange) -> Reply:
         try:
-            return await self._plane.answer(model, version, headers, PredictExchange(version, headers, body))
+            return await self._plane.answer(model, version, headers, exchange)
         except NotFoundError as error:
-            which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
-            raise NotFoundError(f"Servable not found for request: {which}") from error
+            raise _not_found(model, version) from error
+
+    async def _alive(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        return json_reply({"status": "alive"})
 
     async def _any(self, request: Request, headers: Mapping[str, str]) -> Reply:
         path = _raw_path(request)
@@ -95,20 +133,34 @@ class TensorFlowServingDoor:
             if version or parts["label"] or parts["metadata"]:
                 raise RequestError(f"Malformed request: {request.method} {path}")
             return self._list()
+        model = unquote(parts["model"])
         if parts["metadata"]:
-            return await self._metadata(unquote(parts["model"]), version)
-        return self._status(unquote(parts["model"]), version)
+            return await self._metadata(model, self._chosen(model, version, parts["label"]))
+        return self._status(model, version)
 
     async def _post(
         self, request: Request, headers: Mapping[str, str], model: str, version: str | None, parts: dict[str, Any]
     ) -> Reply:
         verb = parts["verb"].lower()
-        if verb != "predict":
-            return json_reply({"error": f"{verb} is not supported; use predict", "code": "unimplemented"}, 501)
-        if parts["label"]:
-            raise RequestError(f"Unrecognized servable version label: {unquote(parts['label'])}")
+        if verb == "explain":
+            return json_reply({"error": "explain is not supported; use predict", "code": "unimplemented"}, 501)
+        version = self._chosen(model, version, parts["label"])
         body = await read_body(request, self._plane.body_limit)
-        return await self.predict(model, version, headers, body)
+        if verb == "predict":
+            reply = await self.predict(model, version, headers, body)
+        else:
+            reply = await self._answer(model, version, headers, ExamplesExchange(verb, version, headers, body))
+        return await compressed(reply, headers)
+
+    def _chosen(self, model: str, version: str | None, label: str | None) -> str | None:
+        """Return the version that a path means, a label's where it has one."""
+        if label is None:
+            return version
+        label = unquote(label)
+        named = (status.manifest.version for status in self._plane.statuses(model) if label in status.labels)
+        if (found := next(named, None)) is None:
+            raise RequestError(f"Unrecognized servable version label: {label}")
+        return found
 
     def _list(self) -> Reply:
         names = dict.fromkeys(status.manifest.model for status in self._plane.backend.models())
@@ -130,8 +182,7 @@ class TensorFlowServingDoor:
         try:
             manifest = await self._plane.backend.describe(model, version)
         except NotFoundError as error:
-            which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
-            raise NotFoundError(f"Servable not found for request: {which}") from error
+            raise _not_found(model, version) from error
         signature = {
             "inputs": {spec.name: _tensor_info(spec) for spec in manifest.inputs},
             "outputs": {spec.name: _tensor_info(spec) for spec in manifest.outputs},
@@ -150,6 +201,11 @@ class _CaselessRoute(Route):
         self.path_regex = re.compile(self.path_regex.pattern, re.IGNORECASE)
 
 
+def _not_found(model: str, version: str | None) -> NotFoundError:
+    which = f"Latest({model})" if version is None else f"Specific({model}, {version})"
+    return NotFoundError(f"Servable not found for request: {which}")
+
+
 def _raw_path(request: Request) -> str:
     """Return the path as it came, so that an escaped slash or colon in a name does not become a part of the path."""
     raw = request.scope.get("raw_path")
@@ -163,11 +219,11 @@ def _version(text: str | None) -> str | None:
 
 
 def _version_status(status: ModelStatus) -> dict[str, Any]:
-    code, message = ("OK", "") if status.ready else ("UNAVAILABLE", status.reason)
+    code = status.error_code
     return {
         "version": str(status.manifest.release_counter),
-        "state": "AVAILABLE" if status.ready else "END",
-        "status": {"error_code": code, "error_message": message},
+        "state": str(status.state),
+        "status": {"error_code": code, "error_message": "" if code == "OK" else status.reason},
     }
 
 

@@ -165,19 +165,21 @@ def encode_numbers(array: Array) -> bytes:
 
     Floats have the fewest digits that read back as the same value of their own width, always with a point or an exponent.
     """
-    if array.dtype == np.float16:
+    if array.dtype.char == "e":
         array = array.astype(np.float32)
-    if array.ndim and (array.dtype.kind != "f" or np.isfinite(array).all()):
-        return orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
-    return _nest(_tokens(array), array.shape)
+    whole = array if array.ndim else array.reshape(1)
+    text = orjson.dumps(
+        whole if whole.flags.c_contiguous else np.ascontiguousarray(whole), option=orjson.OPT_SERIALIZE_NUMPY
+    )
+    if b"null" in text:  # what orjson makes of NaN and the infinities, and of nothing else in such an array
+        text = _nest(_tokens(whole), whole.shape)
+    return text if array.ndim else text[1:-1]
 
 
 def _tokens(array: Array) -> list[bytes]:
     flat = np.ascontiguousarray(array).ravel()
-    odd = np.flatnonzero(~np.isfinite(flat)) if flat.dtype.kind == "f" else np.empty(0, dtype=np.int64)
-    safe = flat.copy()
-    safe[odd] = 0
-    tokens = orjson.dumps(safe, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+    odd = np.flatnonzero(~np.isfinite(flat))
+    tokens = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
     for index in odd.tolist():
         value = float(flat[index])
         tokens[index] = _TOKENS[0] if math.isnan(value) else _TOKENS[1 if value > 0 else 2]

@@ -129,7 +129,6 @@ ROWS = {"instances": [[1, 2, 3]]}
         ("/v1/models/affine:guess", 400, "Malformed request: POST /v1/models/affine:guess"),
         ("/v1/models/a%2Fb:predict", 404, "Servable not found for request: Latest(a/b)"),
         ("/v1/nothing", 400, "Malformed request: POST /v1/nothing"),
-        ("/v1/models/affine:classify", 501, "classify is not supported; use predict"),
         ("/v1/models/affine:explain", 501, "explain is not supported; use predict"),
     ],
 )
