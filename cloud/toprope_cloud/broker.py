@@ -21,6 +21,7 @@ from toprope_cloud import mosquitto
 from toprope_cloud.layout import Layout
 from toprope_shared.blobs import replace_file
 from toprope_shared.errors import InputError
+from toprope_shared.serving.api_keys import file_stamp
 from toprope_shared.topics import Topics, check_level
 
 CLOUD_USER = "cloud"
@@ -53,6 +54,8 @@ class BrokerFiles:
         self._users_file = self.folder / "users.json"
         self._pid_file = self.folder / "broker.pid"
         self._port_file = self.folder / "listen.json"
+        self._read_at: object = None
+        self._read: dict[str, Credentials] = {}
 
     def cloud(self) -> Credentials:
         """Return the cloud's own credentials, made at the first call."""
@@ -62,9 +65,15 @@ class BrokerFiles:
             self._save(users)
         return users[CLOUD_USER]
 
+    def stamp(self) -> object:
+        """Return a value that changes when somebody was enrolled."""
+        return file_stamp(self._users_file)
+
     def knows(self, device: str, password: str) -> bool:
         """Say whether an enrolled device has this password; a revoked one has none."""
-        found = self._users().get(device)
+        if (stamp := self.stamp()) != self._read_at:
+            self._read_at, self._read = stamp, self._users()
+        found = self._read.get(device)
         return (
             found is not None and device != CLOUD_USER and hmac.compare_digest(found.password.encode(), password.encode())
         )

@@ -7,12 +7,14 @@ from typing import Any
 
 import typer
 
+from toprope_cloud.credentials_cli import api_key_app
 from toprope_cloud.keys_cli import keys_app
 
 __all__ = ["broker_app", "cloud_app", "devices_app", "keys_app"]
 
 broker_app = typer.Typer(help="The embedded MQTT broker.", no_args_is_help=True)
 cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
+cloud_app.add_typer(api_key_app, name="api-key")
 devices_app = typer.Typer(help="What runs where.")
 rollout_app = typer.Typer(help="Watch and help a channel move to a release.", no_args_is_help=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -28,6 +28,15 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         training_jobs: training jobs that run at the same time.
         training_hours: hours after which a training job is stopped.
         training_uploads: whether recipes that come with a request are run; they are programs.
+        auth: whether inference asks for credentials, `on` or `off`; empty is off, and possible on a loopback address alone.
+        jwt_keys: file of the public key (PEM), keys (JWKS) or secret that verifies tokens; empty takes no tokens.
+        jwt_algorithm: how they are signed: EdDSA, RS256 or HS256.
+        jwt_audience, jwt_issuer: what a token's `aud` must hold, and its `iss` must be; an empty issuer is not looked at.
+        rate: requests a second that each key, token and device has in one process; 0 is no limit.
+        burst: requests that one who was quiet may send at once; 0 is one second's.
+        cors_origins: origins whose pages may ask from a browser; empty is none, `*` is all.
+        access_log: a line for each request on standard output, `json` or `text`; empty writes none.
+        traces: URL of an OTLP collector for traces; `otel` leaves it to OpenTelemetry's variables, empty sends none.
         log_level: debug, info, warning or error.
     """
 
@@ -45,4 +54,14 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
     training_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
     training_uploads: bool = False
+    auth: Literal["", "on", "off"] = ""
+    jwt_keys: str = ""
+    jwt_algorithm: Literal["EdDSA", "RS256", "HS256"] = "EdDSA"
+    jwt_audience: str = ""
+    jwt_issuer: str = ""
+    rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    burst: Annotated[int, msgspec.Meta(ge=0)] = 0
+    cors_origins: tuple[str, ...] = ()
+    access_log: Literal["", "json", "text"] = ""
+    traces: str = ""
     log_level: str = "info"
