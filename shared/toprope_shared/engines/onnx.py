@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from toprope_shared.engines.base import Opened, declared, explained, version_of
-from toprope_shared.errors import EngineError, LoadError
+from toprope_shared.errors import EngineError, LoadError, RequestError
 from toprope_shared.manifest import Format
 from toprope_shared.tensors import Array, Tensors, TensorSpec
 
@@ -90,14 +90,22 @@ class OnnxSession:
         self._session = session
         self._outputs = outputs
         self._names = [spec.name for spec in outputs]
+        self._texts = [item.name for item in session.get_inputs() if item.type == "tensor(string)"]
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Return the outputs by name; see `Session.run`."""
+        """Return the outputs by name; see `Session.run`.
+
+        Raises:
+            RequestError: bytes for an input of text are not UTF-8.
+        """
         session = self._session
         if session is None:
             raise EngineError("the session is closed")
+        given = dict(inputs)
+        for name in self._texts:
+            given[name] = _text(name, given[name])
         try:
-            values = session.run(self._names, dict(inputs))
+            values = session.run(self._names, given)
         except Exception as error:  # as above: no common class
             raise EngineError(f"onnxruntime failed: {error}") from error
         return {
@@ -108,3 +116,13 @@ class OnnxSession:
     def close(self) -> None:
         """Drop the session; a call that runs keeps it alive until it ends."""
         self._session = None
+
+
+def _text(name: str, array: Array) -> Array:
+    """Return BYTES as the text that onnxruntime wants; of `bytes` it would take Python's notation, b'...', without a word."""
+    text = np.empty(array.shape, dtype=object)
+    try:
+        text.flat[:] = [value.decode() if isinstance(value, bytes) else value for value in array.flat]
+    except UnicodeDecodeError as error:
+        raise RequestError(f"input {name!r} holds bytes that are not UTF-8, and the model takes text") from error
+    return text
