@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Request, params
+from fastapi import APIRouter, Depends, FastAPI, Request, Security, params
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
-from toprope_cloud.blobs_api import Knows, blobs_router
+from toprope_cloud.blobs_api import OPERATOR, Knows, blobs_router
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs
 from toprope_cloud.jobs_api import jobs_router
@@ -32,7 +34,26 @@ from toprope_shared.trying import Limits, Shadow
 
 MAX_BLOB_BYTES = 2 << 30
 MAX_METADATA_BYTES = 5_000_000
+# Pages may read what an answer says about itself.
+_EXPOSED = (
+    *("Inference-Artifact", "Inference-Confidence", "Inference-Degraded", "Inference-Fallback", "Inference-Model"),
+    *("Inference-Origin", "Inference-Runtime", "Inference-Header-Content-Length", "Retry-After", "Server-Timing"),
+    *("X-Request-Id", "traceparent"),
+)
+_CORS: dict[str, Any] = {"allow_methods": ("GET", "POST"), "allow_headers": ("*",), "expose_headers": _EXPOSED}
 OnChange = Callable[[], Awaitable[None]]
+
+
+class ErrorBody(BaseModel):
+    """What every refusal says."""
+
+    error: str
+    code: str
+
+
+# FastAPI would describe a 422 of its own, which is never given.
+_REFUSED: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
 
 
 class RolloutBody(BaseModel):
@@ -58,15 +79,30 @@ def build_app(
     token: str,
     on_change: OnChange,
     knows: Knows | None = None,
+    *,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """Return the cloud's app: the control plane below `/api` and `/trust`, and the inference doors."""
-    app = FastAPI(title="toprope cloud", version=__version__, exception_handlers=dict(exception_handlers()))
+    """Return the cloud's app: the control plane below `/api` and `/trust`, and the inference doors.
+
+    Args:
+        plane: what answers inference; where it has a gate, reading from the control plane takes the operator's token too.
+        registry, fleet, jobs: what the control plane is about.
+        token: the operator's.
+        on_change: awaited after every change.
+        knows: says whether a device's name and password are right; None knows no device.
+        cors_origins: origins whose pages may ask from a browser; `*` is all.
+    """
+    app = FastAPI(
+        title="toprope cloud", version=__version__, exception_handlers=dict(exception_handlers()), responses=_REFUSED
+    )
     app.add_exception_handler(RequestValidationError, _invalid)
     guard = [Depends(operator_guard(token))]
-    app.include_router(_control(registry, fleet, guard, on_change))
+    app.include_router(_control(registry, fleet, guard, guard if plane.gate else [], on_change))
     app.include_router(jobs_router(jobs, guard))
     app.include_router(blobs_router(registry.blobs, token, knows))
     app.router.routes.extend(routes(plane))
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=cors_origins, **_CORS)
     return app
 
 
@@ -74,26 +110,37 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"the request's body does not fit: {error}", "code": "bad_request"}, status_code=400)
 
 
-def operator_guard(token: str) -> Callable[[Request], None]:
+def operator_guard(token: str) -> Callable[..., None]:
     """Return what refuses a request without the operator's token with a TrustError."""
 
-    def operator(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    def operator(shown: HTTPAuthorizationCredentials | None = Security(OPERATOR)) -> None:
+        given = shown.credentials if shown else ""
         if not hmac.compare_digest(given.encode(), token.encode()):
             raise TrustError("this needs the operator's token: Authorization: Bearer <keys/operator.token>")
 
     return operator
 
 
-def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], on_change: OnChange) -> APIRouter:
+def _control(
+    registry: Registry,
+    fleet: Fleet,
+    guard: Sequence[params.Depends],
+    readers: Sequence[params.Depends],
+    on_change: OnChange,
+) -> APIRouter:
     router = APIRouter()
 
-    @router.put("/api/blobs/{digest}", status_code=201, dependencies=guard)
+    @router.put(
+        "/api/blobs/{digest}",
+        status_code=201,
+        dependencies=guard,
+        openapi_extra=_body("application/octet-stream", _BYTES),
+    )
     async def put_blob(digest: str, request: Request) -> dict[str, Any]:
         """Store bytes under their SHA-256."""
         return {"sha256": digest, "length": await _store(registry, digest, request)}
 
-    @router.head("/api/blobs/{digest}")
+    @router.head("/api/blobs/{digest}", dependencies=readers)
     async def has_blob(digest: str) -> Response:
         """Say whether these bytes are here."""
         return Response(status_code=200 if is_sha256(digest) and registry.blobs.has(digest) else 404)
@@ -103,7 +150,12 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
         """Return a metadata file: `<role>.json` (the newest) or `<version>.<role>.json`."""
         return Response(await asyncio.to_thread(_metadata, registry, name), media_type="application/json")
 
-    @router.post("/api/releases", status_code=201, dependencies=guard)
+    @router.post(
+        "/api/releases",
+        status_code=201,
+        dependencies=guard,
+        openapi_extra=_body("application/json", {"schema": {"type": "object"}}),
+    )
     async def post_release(request: Request) -> dict[str, Any]:
         """Take in the models role's next signed metadata."""
         body = await request.body()
@@ -113,7 +165,7 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
         await on_change()
         return {"releases": [_release(manifest, {}) for manifest in fresh]}
 
-    @router.get("/api/releases")
+    @router.get("/api/releases", dependencies=readers)
     async def get_releases() -> dict[str, Any]:
         """List the signed releases, oldest first; `revoked` says why one must not be activated, and is empty otherwise."""
         revoked = await asyncio.to_thread(registry.revoked)
@@ -134,7 +186,7 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
         await on_change()
         return {"channel": channel, "version": rollout.version}
 
-    @router.get("/api/rollouts/{channel}")
+    @router.get("/api/rollouts/{channel}", dependencies=readers)
     async def get_rollout(channel: str) -> Any:
         """Return a channel's signed rollout."""
         found = await asyncio.to_thread(registry.rollout, channel)
@@ -142,12 +194,17 @@ def _control(registry: Registry, fleet: Fleet, guard: Sequence[params.Depends], 
             raise NotFoundError(f"the channel {channel} has no rollout")
         return msgspec.to_builtins(found[0])
 
-    @router.get("/api/devices")
+    @router.get("/api/devices", dependencies=readers)
     async def get_devices() -> dict[str, Any]:
         """List the devices with their newest reports."""
         return {"devices": await asyncio.to_thread(fleet.devices)}
 
     return router
+
+
+def _body(media: str, described: dict[str, Any]) -> dict[str, Any]:
+    """Describe a body that is read as it comes."""
+    return {"requestBody": {"required": True, "content": {media: described}}}
 
 
 def _release(manifest: Manifest, revoked: Mapping[str, str]) -> dict[str, Any]:

@@ -11,14 +11,29 @@ import base64
 import hmac
 from collections.abc import Callable
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Security
+from fastapi.openapi.models import HTTPBase
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from toprope_shared.blobs import Blobs
 from toprope_shared.digest import is_sha256
 from toprope_shared.errors import NotFoundError, TrustError
 
+OPERATOR = HTTPBearer(scheme_name="operator", description="The operator's token, keys/operator.token", auto_error=False)
 Knows = Callable[[str, str], bool]
+
+
+class _Device(SecurityBase):
+    """Names the devices' credentials in the description; they are checked beside the operator's, in `_may_read`."""
+
+    def __init__(self) -> None:
+        self.model = HTTPBase(scheme="basic", description="A device's enrolment: its name and its password")
+        self.scheme_name = "device"
+
+    async def __call__(self) -> None:
+        return None
 
 
 def blobs_router(blobs: Blobs, token: str, knows: Knows | None = None) -> APIRouter:
@@ -30,7 +45,7 @@ def blobs_router(blobs: Blobs, token: str, knows: Knows | None = None) -> APIRou
     """
     router = APIRouter()
 
-    @router.get("/api/blobs/{digest}", response_class=FileResponse)
+    @router.get("/api/blobs/{digest}", response_class=FileResponse, dependencies=[Security(_Device()), Security(OPERATOR)])
     async def get_blob(digest: str, request: Request) -> FileResponse:
         """Return the bytes of this SHA-256, or a part of them (`Range: bytes=first-last`)."""
         given = request.headers.get("authorization", "")
