@@ -26,6 +26,7 @@ from tests.conformance.wire import Array, Asker, NoFormError, RefusedError, data
 from tests.shared.serving.conftest import Held, Run, Shelf, make_manifest
 
 from toprope_shared.engines import find_engine
+from toprope_shared.inference import InferenceRequest, InferenceResponse
 from toprope_shared.serving.backend import Hot, Passing
 from toprope_shared.serving.batching import Batcher, BatchSettings
 from toprope_shared.tensors import Tensors, TensorSpec
@@ -230,6 +231,10 @@ class AtHand(Passing):
             batcher = Batcher(Runs(held.run), held.manifest, settings=BatchSettings(), row_s=ROW_S)
             self._hot = Hot(held.manifest, batcher, self._shelf.provenance)
         return self._hot
+
+    async def infer(self, request: InferenceRequest) -> InferenceResponse:
+        """Answer as the shelf does; nobody asks while the model is at hand."""
+        return await self._shelf.infer(request)
 
 
 @dataclass(frozen=True)
