@@ -63,10 +63,17 @@ class _Response(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How the caller wants the outputs: as raw bytes or as JSON, by default and by output name."""
+    """How the caller wants the outputs.
+
+    Attributes:
+        binary: as raw bytes rather than as JSON.
+        by_name: the same for single outputs.
+        classes: for how many of its best classes an output stands, by output name.
+    """
 
     binary: bool = False
     by_name: Mapping[str, bool] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
 
     def is_binary(self, output: str) -> bool:
         """Say whether an output is to be sent as raw bytes."""
@@ -136,19 +143,24 @@ def decode_request(
     """
     length = _header_length(body, headers)
     if length == 0:
-        return InferenceRequest(model=model, version=version, inputs=_raw_input(body, specs)), Wanted(binary=True)
+        return InferenceRequest(model=model, version=version, inputs=raw_input(body, specs)), Wanted(binary=True)
     head = _convert(body[:length] if length else body, _Request)
     inputs = _tensors(head.inputs, memoryview(body)[len(body) if length is None else length :])
     parameters = head.parameters or {}
+    if parameters:
+        _check_parameters(parameters)
     default = _flag(parameters, "binary_data_output") or False
     outputs = head.outputs or []
     names = tuple(output.name for output in outputs)
     if len(set(names)) != len(names):
         raise RequestError("an output is asked for more than once")
-    if any("classification" in (output.parameters or {}) for output in outputs):
-        raise RequestError("the output parameter 'classification' is not supported; ask for the output itself")
     flags = {output.name: _flag(output.parameters or {}, "binary_data") for output in outputs}
-    wanted = Wanted(default, {name: flag for name, flag in flags.items() if flag is not None})
+    classes = {output.name: _count(output.parameters or {}) for output in outputs}
+    wanted = Wanted(
+        default,
+        {name: flag for name, flag in flags.items() if flag is not None},
+        {name: count for name, count in classes.items() if count},
+    )
     request = InferenceRequest(
         model=model, version=version, inputs=inputs, outputs=names, id=head.id or "", parameters=parameters
     )
@@ -257,8 +269,14 @@ def _tensor(entry: _Tensor, tail: _Tail) -> Array:
     return to_array(entry.name, entry.datatype, elements).reshape(shape)
 
 
-def _raw_input(body: bytes, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    """Read a whole body as the only input's bytes (Source: Triton's binary extension, "raw binary request")."""
+def raw_input(body: bytes, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Read a whole body as the only input's bytes; the size that varies follows from how many there are.
+
+    Source: Triton's binary tensor data extension, "raw binary request".
+
+    Raises:
+        RequestError: the model has several inputs, or the bytes can't be the input's.
+    """
     if len(specs) != 1:
         raise RequestError(f"a raw request needs a model with one input, this one has {len(specs)}")
     spec = specs[0]
@@ -278,6 +296,27 @@ def _flag(parameters: Mapping[str, Parameter], name: str) -> bool | None:
     if value is not None and type(value) is not bool:
         raise RequestError(f"the parameter {name!r} is true or false")
     return value
+
+
+def _count(parameters: Mapping[str, Parameter]) -> int:
+    value = parameters.get("classification", 0)
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise RequestError("the output parameter 'classification' is a whole number of classes, 0 for none")
+    return value
+
+
+def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
+    """Refuse what would be left undone in silence (Source: Triton's parameters, sequence and schedule policy extensions)."""
+    if reserved := next((name for name in parameters if name == "headers" or name.startswith("triton_")), None):
+        raise RequestError(f"the parameter {reserved[:64]!r} is reserved and can't be set by a request")
+    if any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")):
+        raise RequestError(
+            "sequences are not kept here: a model with a state takes it as an input and gives the next one as an output; "
+            "leave out sequence_id, sequence_start and sequence_end"
+        )
+    priority = parameters.get("priority", 0)
+    if type(priority) is not int or not 0 <= priority < 2**32:
+        raise RequestError("the parameter 'priority' is a whole number, 1 for the highest and 0 for the default")
 
 
 def _entry(name: str, array: Array) -> dict[str, Any]:

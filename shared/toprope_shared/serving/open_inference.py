@@ -1,30 +1,42 @@
-"""The Open Inference v2 door: health, metadata, inference and the model repository.
+"""The Open Inference v2 door: health, metadata, inference, configuration, statistics and the model repository.
 
-Source: Open Inference Protocol v2 (REST) with Triton's binary tensor and model repository extensions.
+Source: Open Inference Protocol v2 (REST) with Triton's extensions that `EXTENSIONS` names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.routing import Route
 
 from toprope_shared import __version__
 from toprope_shared.errors import RequestError
-from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.inference import InferenceRequest, InferenceResponse
 from toprope_shared.manifest import Manifest
+from toprope_shared.serving import describing
 from toprope_shared.serving.binary import Wanted, decode_request, encode_response
 from toprope_shared.serving.body import read_body
+from toprope_shared.serving.classification import best_classes
+from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.doors import endpoint
 from toprope_shared.serving.replies import Reply, json_reply
 from toprope_shared.serving.values import loads
-from toprope_shared.tensors import TensorSpec
+from toprope_shared.tensors import Tensors
 
-EXTENSIONS = ("binary_tensor_data", "model_repository")
+# Each is one of Triton's and is there whole; `sequence`, `parameters`, `trace`, `logging` and shared memory are not.
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "statistics",
+)
 
 
 class OpenInferenceExchange:
@@ -51,7 +63,17 @@ class OpenInferenceExchange:
 
     def write(self, response: InferenceResponse, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
         """Return the answer's body and headers."""
+        if self._wanted.classes:
+            response = replace(response, outputs=self._classified(response, manifest))
         return encode_response(response, self._wanted)
+
+    def _classified(self, response: InferenceResponse, manifest: Manifest) -> Tensors:
+        specs = {spec.name: spec for spec in manifest.outputs}
+        outputs = dict(response.outputs)
+        for name, count in self._wanted.classes.items():
+            batched = specs[name].shape[:1] == (-1,)
+            outputs[name] = best_classes(name, outputs[name], count, manifest.labels, batched=batched)
+        return outputs
 
 
 class OpenInferenceDoor:
@@ -68,15 +90,21 @@ class OpenInferenceDoor:
             Route("/v2/health/ready", endpoint(self._ready)),
             Route("/v2", endpoint(self._server)),
             Route("/v2/", endpoint(self._server)),
-            Route("/v2/repository/index", endpoint(self._index), methods=["POST"]),
-            Route("/v2/repository/models/{model}/load", endpoint(self._load), methods=["POST"]),
-            Route("/v2/repository/models/{model}/unload", endpoint(self._unload), methods=["POST"]),
+            Route("/v2/models/stats", endpoint(self._statistics)),
         ]
+        for repository in ("/v2/repository", "/v2/repository/{repository}"):
+            routes += [
+                Route(repository + "/index", endpoint(self._index), methods=["POST"]),
+                Route(repository + "/models/{model}/load", endpoint(self._load), methods=["POST"]),
+                Route(repository + "/models/{model}/unload", endpoint(self._unload), methods=["POST"]),
+            ]
         for path in (model, model + "/versions/{version}"):
             routes += [
                 Route(path, endpoint(self._metadata)),
                 Route(path + "/ready", endpoint(self._model_ready)),
                 Route(path + "/infer", endpoint(self._infer), methods=["POST"]),
+                Route(path + "/config", endpoint(self._config)),
+                Route(path + "/stats", endpoint(self._statistics)),
             ]
         return routes
 
@@ -90,7 +118,7 @@ class OpenInferenceDoor:
 
     async def _infer(self, request: Request, headers: Mapping[str, str]) -> Reply:
         body = await read_body(request, self._plane.body_limit)
-        return await self.infer(*_target(request), headers, body)
+        return await compressed(await self.infer(*_target(request), headers, body), headers)
 
     async def _live(self, request: Request, headers: Mapping[str, str]) -> Reply:
         return json_reply({"live": True, "ready": self._plane.backend.ready()})
@@ -106,7 +134,23 @@ class OpenInferenceDoor:
         model, version = _target(request)
         manifest = await self._plane.backend.describe(model, version)
         statuses = self._plane.statuses(model)
-        return json_reply(_metadata(manifest, statuses))
+        return json_reply(describing.metadata(manifest, statuses))
+
+    async def _config(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        model, version = _target(request)
+        manifest = await self._plane.backend.describe(model, version)
+        hot = self._plane.backend.hot(model, version)
+        batching = hot.batcher.settings if hot else None
+        return json_reply(describing.config(manifest, self._plane.statuses(model), batching))
+
+    async def _statistics(self, request: Request, headers: Mapping[str, str]) -> Reply:
+        model, version = request.path_params.get("model"), request.path_params.get("version")
+        statuses = self._plane.backend.models() if model is None else self._plane.statuses(model, version)
+        if model is not None and not statuses:
+            await self._plane.backend.describe(model, version)  # raises where there is none
+        held = [(status.manifest.model, status.manifest.version) for status in statuses]
+        counted = [self._plane.statistics.of(*release).to_wire(*release) for release in held]
+        return json_reply({"model_stats": counted})
 
     async def _model_ready(self, request: Request, headers: Mapping[str, str]) -> Reply:
         model, version = _target(request)
@@ -121,7 +165,7 @@ class OpenInferenceDoor:
     async def _index(self, request: Request, headers: Mapping[str, str]) -> Reply:
         only_ready = (await self._options(request)).get("ready", False)
         statuses = self._plane.backend.models()
-        return json_reply([_index_entry(status) for status in statuses if status.ready or not only_ready])
+        return json_reply([describing.index_entry(status) for status in statuses if status.ready or not only_ready])
 
     async def _load(self, request: Request, headers: Mapping[str, str]) -> Reply:
         model = request.path_params["model"]
@@ -148,32 +192,3 @@ class OpenInferenceDoor:
 
 def _target(request: Request) -> tuple[str, str | None]:
     return request.path_params["model"], request.path_params.get("version")
-
-
-def _metadata(manifest: Manifest, statuses: tuple[ModelStatus, ...]) -> dict[str, Any]:
-    platform = next((s.platform for s in statuses if s.manifest.version == manifest.version and s.platform), "")
-    metadata: dict[str, Any] = {
-        "name": manifest.model,
-        "versions": [status.manifest.version for status in statuses] or [manifest.version],
-        "platform": platform or f"toprope_{manifest.variants[0].format}",
-        "inputs": [_spec(spec) for spec in manifest.inputs],
-        "outputs": [_spec(spec) for spec in manifest.outputs],
-    }
-    if manifest.labels:
-        metadata["labels"] = manifest.labels
-    if manifest.preprocessing:
-        metadata["preprocessing"] = [msgspec.to_builtins(one) for one in manifest.preprocessing]
-    return metadata
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return msgspec.structs.asdict(spec)
-
-
-def _index_entry(status: ModelStatus) -> dict[str, str]:
-    return {
-        "name": status.manifest.model,
-        "version": status.manifest.version,
-        "state": "READY" if status.ready else "UNAVAILABLE",
-        "reason": status.reason,
-    }

@@ -6,6 +6,7 @@ share of one (rows / rows of the batch), and the shares of a batch's callers add
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from toprope_shared.clock import Clock, SystemClock
@@ -35,6 +36,22 @@ class Counts:
         self.executions = self.total_s = self.failed_s = self.queue_s = self.infer_s = self.other_s = self.last = 0.0
         # By rows of the batch: [shares of executions, shares of seconds in the engine].
         self.batches: dict[int, list[float]] = {}
+
+    def dump(self) -> dict[str, Any]:
+        """Return the counts as values that travel between processes; `absorb` takes them."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def absorb(self, dumped: Mapping[str, Any]) -> None:
+        """Add what another process has counted, see `dump`."""
+        for name in self.__slots__:
+            if name == "last":
+                self.last = max(self.last, dumped["last"])
+            elif name != "batches":
+                setattr(self, name, getattr(self, name) + dumped[name])
+        for size, (shares, seconds) in dumped["batches"].items():
+            batch = self.batches.setdefault(int(size), [0.0, 0.0])
+            batch[0] += shares
+            batch[1] += seconds
 
     def to_wire(self, name: str, version: str) -> dict[str, Any]:
         """Return the counts as one entry of `model_stats`.
@@ -130,6 +147,14 @@ class Statistics:
     def of(self, model: str, version: str) -> Counts:
         """Return what was counted for a release; nothing yet is zeros."""
         return self._counts.get((model, version)) or Counts()
+
+    def releases(self) -> tuple[tuple[str, str], ...]:
+        """Return model and version of everything that was counted."""
+        return tuple(self._counts)
+
+    def absorb(self, model: str, version: str, dumped: Mapping[str, Any]) -> None:
+        """Add what another process has counted for a release, see `Counts.dump`."""
+        (self._counts.get((model, version)) or self._begin(model, version)).absorb(dumped)
 
     def _begin(self, model: str, version: str) -> Counts:
         return self._counts.setdefault((model, version), Counts())

@@ -125,7 +125,7 @@ def _read_rows(document: dict[str, Any], specs: tuple[TensorSpec, ...], explaine
 def _read_columns(document: dict[str, Any], specs: tuple[TensorSpec, ...], explained: bool) -> dict[str, Array]:
     columns = _columns(document["inputs"], specs)
     try:
-        return {spec.name: _array(spec, columns[spec.name]) for spec in specs}
+        return {spec.name: array_of(spec, columns[spec.name]) for spec in specs}
     except RequestError:
         if explained:
             explain_columns(columns, specs)
@@ -147,11 +147,11 @@ def _check_rows(document: dict[str, Any], specs: tuple[TensorSpec, ...]) -> list
 
 def _row_arrays(rows: list[Any], specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     if not isinstance(rows[0], dict) or is_b64(rows[0]):
-        return {specs[0].name: _array(specs[0], rows)}
+        return {specs[0].name: array_of(specs[0], rows)}
     names = {spec.name for spec in specs}
     if any(not isinstance(row, dict) or row.keys() != names for row in rows):
         raise RequestError("the rows are not all objects with the model's inputs as keys")
-    return {spec.name: _array(spec, [row[spec.name] for row in rows]) for spec in specs}
+    return {spec.name: array_of(spec, [row[spec.name] for row in rows]) for spec in specs}
 
 
 def _columns(value: Any, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -167,7 +167,12 @@ def _columns(value: Any, specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
     return {specs[0].name: value}
 
 
-def _array(spec: TensorSpec, value: Any) -> Array:
+def array_of(spec: TensorSpec, value: Any) -> Array:
+    """Return a dense JSON value as an array of an input's datatype and the value's shape.
+
+    Raises:
+        RequestError: it is not dense, or an element is not of the datatype.
+    """
     elements, shape = flatten(spec.name, value)
     if spec.datatype == "BYTES" and dict in set(map(type, elements)):
         elements = [_unescape(element) for element in elements]
@@ -223,16 +228,21 @@ def _write_rows(outputs: dict[str, Array]) -> Any:
             raise RequestError(f"Tensor name: {name} has inconsistent batch size: {array.shape[0]} expecting: {size}")
         size = array.shape[0]
     if len(outputs) == 1:
-        return next(_value(name, array) for name, array in outputs.items())
-    return [{name: _value(name, np.asarray(array[row])) for name, array in outputs.items()} for row in range(size)]
+        return next(value_of(name, array) for name, array in outputs.items())
+    return [{name: value_of(name, np.asarray(array[row])) for name, array in outputs.items()} for row in range(size)]
 
 
 def _write_columns(outputs: dict[str, Array]) -> Any:
-    values = {name: _value(name, array) for name, array in outputs.items()}
+    values = {name: value_of(name, array) for name, array in outputs.items()}
     return next(iter(values.values())) if len(values) == 1 else values
 
 
-def _value(name: str, array: Array) -> Any:
+def value_of(name: str, array: Array) -> Any:
+    """Return an output as a value that orjson writes, nested like its shape.
+
+    Raises:
+        RequestError: it holds bytes that are not UTF-8 and its name does not say that it may.
+    """
     if array.dtype.kind not in "OSU":
         return orjson.Fragment(encode_percent_g(array))
     elements = np.empty(array.size, dtype=object)
