@@ -28,6 +28,7 @@ from toprope_shared.serving.http_errors import exception_handlers, to_response
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.open_inference import OpenInferenceDoor
 from toprope_shared.serving.tfserving import TensorFlowServingDoor
+from toprope_shared.serving.torchserve import TorchServeDoor
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ _T = TypeVar("_T")
 
 def routes(plane: DataPlane) -> list[Route]:
     """Return the routes of every door, and of the metrics where the plane counts."""
-    found = [*OpenInferenceDoor(plane).routes(), *TensorFlowServingDoor(plane).routes()]
+    doors = (OpenInferenceDoor(plane), TensorFlowServingDoor(plane), TorchServeDoor(plane))
+    found = [route for door in doors for route in door.routes()]
     if plane.metrics:
         found += metrics_routes(plane.metrics)
     return found
