@@ -25,8 +25,10 @@ from starlette.types import ASGIApp
 from toprope_shared.errors import InputError, TopropeError
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import exception_handlers, to_response
+from toprope_shared.serving.inlet import Inlet
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.open_inference import OpenInferenceDoor
+from toprope_shared.serving.patience import Patience, impatient, sweep
 from toprope_shared.serving.tfserving import TensorFlowServingDoor
 from toprope_shared.serving.torchserve import TorchServeDoor
 
@@ -35,7 +37,8 @@ logger = logging.getLogger(__name__)
 GRACE_S = 5.0
 # uvicorn looks at its flags ten times a second and rounds its deadline to whole seconds.
 MARGIN_S = 2.0
-KEEP_ALIVE_S = 75
+LOOK_S = 0.5
+USUAL = Patience()
 BACKLOG = 2048
 METRICS_PATHS = ("/metrics", "/monitoring/prometheus/metrics")
 _T = TypeVar("_T")
@@ -103,14 +106,32 @@ def _why_not(host: str, port: int, error: OSError) -> str:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, inlet: Inlet | None) -> None:
         super().__init__(config)
         self._ready = ready
+        self._inlet = inlet
+        self._looked = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._looked = asyncio.get_running_loop().time()
         await super().startup(sockets)
+        if self._inlet is not None:
+            self._inlet.open(self._protocol, self.server_state.connections)
         if self._ready:
             self._ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look at the clients' deadlines twice a second; see `patience`."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked >= LOOK_S:
+            sweep(self.server_state.connections, now, now - self._looked)
+            self._looked = now
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -119,7 +140,12 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    app: ASGIApp, *socks: socket.socket, ready: Callable[[], None] | None = None, grace_s: float = GRACE_S
+    app: ASGIApp,
+    *socks: socket.socket,
+    ready: Callable[[], None] | None = None,
+    grace_s: float = GRACE_S,
+    patience: Patience = USUAL,
+    inlet: Inlet | None = None,
 ) -> None:
     """Serve on every socket at once until cancelled, then let the requests that run finish.
 
@@ -128,21 +154,23 @@ async def serve(
         socks: from `listen` or `local_socket.unix_socket`; they are closed at the end.
         ready: called once when requests are answered, e.g. `asyncio.Event().set`.
         grace_s: seconds that running requests have after the cancellation.
+        patience: what each client is granted.
+        inlet: where connections come in that another process has accepted.
 
     Raises:
         TopropeError: the app's own start failed; the log says why.
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=impatient(patience),
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=patience.idle_s,
         timeout_graceful_shutdown=max(1, round(grace_s)),
     )
-    server = _Server(config, ready)
+    server = _Server(config, ready, inlet)
     task = asyncio.create_task(_run(server, socks), name="http-server")
     try:
         await asyncio.shield(task)
