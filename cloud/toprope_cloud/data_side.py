@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
+from toprope_cloud.catalogue import Operator
 from toprope_cloud.models import CloudModels
 from toprope_cloud.registry import Registry
 from toprope_cloud.settings import CloudSettings
@@ -23,13 +24,16 @@ class DataSide:
     plane: DataPlane
 
 
-def open_data_side(settings: CloudSettings, registry: Registry, counts: CollectorRegistry) -> DataSide:
+def open_data_side(
+    settings: CloudSettings, registry: Registry, counts: CollectorRegistry, operator: Operator | None = None
+) -> DataSide:
     """Return the data side over a registry; nothing is opened yet.
 
     Args:
         settings: the cloud's.
         registry: whose releases are served.
         counts: where the metrics are declared.
+        operator: reads the labels that operators have set.
 
     Raises:
         InputError: no engine is installed.
@@ -37,5 +41,12 @@ def open_data_side(settings: CloudSettings, registry: Registry, counts: Collecto
     engines, missing = find_engines()
     if not engines:
         raise InputError(f"no engine is installed, so the cloud can't answer: {'; '.join(one.why for one in missing)}")
-    models = CloudModels(registry, registry.blobs, engines)
+    models = CloudModels(
+        registry,
+        registry.blobs,
+        engines,
+        tables=settings.models,
+        memory_budget=settings.memory_budget,
+        operator=operator,
+    )
     return DataSide(models, DataPlane(models, metrics=Metrics(counts)))

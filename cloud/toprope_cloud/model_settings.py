@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from toprope_cloud.labels import check_label
-from toprope_cloud.version_policy import parse_policy
-from toprope_shared.serving.batching import BatchSettings, Mode
+from toprope_cloud.version_policy import Policy, parse_policy
+from toprope_shared.serving.batching import BatchSettings
 
 EVERY_MODEL = "*"
 
@@ -30,7 +30,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     versions: str | tuple[str | int, ...] = "latest:2"
     labels: dict[str, str | int] = {}
-    batch: Mode = "auto"
+    batch: Literal["auto", "tick", "thread", "off"] = "auto"
     max_rows: Annotated[int, msgspec.Meta(ge=1)] = 64
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 1024
     window_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -42,6 +42,11 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parse_policy(self.versions)
         for label in self.labels:
             check_label(label)
+
+    @property
+    def policy(self) -> Policy:
+        """Which releases are served."""
+        return parse_policy(self.versions)
 
     @property
     def batching(self) -> BatchSettings:

@@ -1,199 +1,199 @@
-"""The cloud's own answers: every signed release, by the newest or the named version, opened when first asked for.
+"""The cloud's own answers: signed releases side by side, each opened, warmed, replaced and closed behind its names.
 
-The newest one that devices may fall back on is opened before they ask.
-
-A release is tried out in a child process against its golden vectors before this process loads it.
+A release is tried out in a child process against its golden vectors before this process loads it. A new one answers before the
+old one goes; one that does not load is told of and blocks nothing. Everything but reading and opening happens on the event
+loop, so that a name changes its meaning between two requests and never within one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 
+from toprope_cloud.catalogue import Catalogue, Operator
+from toprope_cloud.loader import Loader
+from toprope_cloud.memory_budget import MIB
+from toprope_cloud.model_settings import ModelSettings, settings_of
 from toprope_cloud.registry import Registry
-from toprope_shared import probe
+from toprope_cloud.served import Served
+from toprope_cloud.shelf import Shelf
+from toprope_cloud.version_policy import is_version
 from toprope_shared.blobs import Blobs
-from toprope_shared.engines import Engine, Session
-from toprope_shared.errors import DeadlineError, DeviceError, NotFoundError, UnavailableError
-from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Origin, Provenance
-from toprope_shared.manifest import TEACHER, Manifest, Placement, Privacy, Variant
+from toprope_shared.engines import Engine
+from toprope_shared.errors import DeadlineError, NotFoundError, OverloadedError, UnavailableError
+from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
+from toprope_shared.manifest import Manifest
+from toprope_shared.serving.backend import Hot
 
 log = logging.getLogger(__name__)
 
-WORKERS = 2
 MAX_CALL_S = 60.0
-
-
-@dataclass(slots=True)
-class _Served:
-    """One release; `session` is None until it is opened and while it is unloaded."""
-
-    manifest: Manifest
-    variant: Variant
-    engine: Engine
-    session: Session | None = None
-    problem: str = ""
-    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def runtime(self) -> str:
-        return f"{self.engine.name}/{self.engine.version};{self.variant.precision}"
+# A call that has found its release closed so often, each time after it was opened, meets a budget that is too small.
+ATTEMPTS = 5
 
 
 class CloudModels:
-    """A backend for the doors, over the registry's releases."""
+    """A backend for the doors, over the registry's releases.
 
-    def __init__(self, registry: Registry, blobs: Blobs, engines: Mapping[str, Engine]) -> None:
-        self._registry = registry
-        self._blobs = blobs
-        self._engines = engines
-        self._served: dict[str, list[_Served]] = {}
-        self._passed_over: set[str] = set()
-        self._stopped: set[str] = set()
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="infer")
+    Args:
+        registry: what was signed, revoked and rolled out.
+        blobs: the files.
+        engines: by name, in the order in which they are preferred.
+        tables: the settings of models, by name.
+        memory_budget: MiB that all open models may take together; 0 is no limit.
+        operator: reads the labels that operators have set.
+    """
 
-    def refresh(self) -> None:
-        """Take in what was signed and drop what was revoked since the last call. Blocks while it reads manifests."""
-        revoked = self._registry.revoked()
-        for model, many in self._served.items():
-            self._served[model] = [one for one in many if one.manifest.path not in revoked]
-        known = {one.manifest.path for many in self._served.values() for one in many} | self._passed_over
-        for manifest in self._registry.releases():
-            if manifest.path not in known and manifest.path not in revoked:
-                served = self._choose(manifest)
-                if served:
-                    self._served.setdefault(manifest.model, []).append(served)
-                else:
-                    self._passed_over.add(manifest.path)
+    def __init__(
+        self,
+        registry: Registry,
+        blobs: Blobs,
+        engines: Mapping[str, Engine],
+        *,
+        tables: Mapping[str, ModelSettings] | None = None,
+        memory_budget: int = 0,
+        operator: Operator | None = None,
+    ) -> None:
+        self._tables = tables or {}
+        self._shelves: dict[str, Shelf] = {}
+        self._catalogue = Catalogue(registry, engines, operator)
+        self._loader = Loader(blobs, self._shelves, self._tables, memory_budget * MIB)
+        self._uses = itertools.count(1)
+        self._refreshing = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._loader.settled = self._changed.set
 
-    def _choose(self, manifest: Manifest) -> _Served | None:
-        # A teacher is there to be asked; the others are in the maker's order.
-        placed = sorted(manifest.placed(Placement.CLOUD), key=lambda one: one.reference != TEACHER)
-        for variant in placed:
-            for engine in self._engines.values():
-                if variant.runs_on(engine.name, engine.format):
-                    return _Served(manifest, variant, engine)
-        if placed:
-            title = f"{manifest.model} {manifest.version}"
-            log.warning("the cloud can't run %s: none of its engines (%s) opens a variant", title, ", ".join(self._engines))
-        else:
-            log.info("%s %s is for devices alone: no variant of it is placed here", manifest.model, manifest.version)
-        return None
+    async def refresh(self) -> None:
+        """Take in what was signed, revoked, rolled out and labelled since the last call."""
+        async with self._refreshing:
+            found = await asyncio.to_thread(self._catalogue.read)
+            for manifest, choices in self._catalogue.fresh(found):
+                shelf = self._shelves.get(manifest.model)
+                if shelf is None:
+                    policy = settings_of(self._tables, manifest.model).policy
+                    shelf = self._shelves[manifest.model] = Shelf(manifest.model, policy)
+                shelf.add(Served(manifest, choices))
+            for shelf in self._shelves.values():
+                settings = settings_of(self._tables, shelf.model)
+                shelf.take_in(found.revoked, found.aims(shelf.model, settings.labels))
+                shelf.settle()
+            self._changed.set()
+
+    async def keep_warm(self) -> None:
+        """Open what is wanted, now and whenever that changes, until cancelled."""
+        while True:
+            self._changed.clear()
+            for shelf in list(self._shelves.values()):
+                self._loader.begin(shelf)
+            await self._changed.wait()
 
     def close(self) -> None:
-        """Let the workers end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Let everything go; calls that run are finished first by their threads."""
+        self._loader.close()
+        for shelf in self._shelves.values():
+            shelf.stopped = True
+            shelf.settle()
+
+    def hot(self, model: str, version: str | None) -> Hot | None:
+        """Return the release if it is open; see `Backend.hot`."""
+        shelf = self._shelves.get(model)
+        served = shelf.names.get(version) if shelf else None
+        if served is None or served.hot is None:
+            return None
+        served.used = next(self._uses)
+        return served.hot
 
     async def describe(self, model: str, version: str | None) -> Manifest:
         """Return a served release's manifest; see `Backend.describe`."""
-        return self._find(model, version).manifest
-
-    def _find(self, model: str, version: str | None) -> _Served:
-        releases = self._served.get(model, [])
-        for one in reversed(releases):
-            if version in (None, one.manifest.version, str(one.manifest.release_counter)):
-                return one
-        raise NotFoundError(
-            f"there is no model {model!r}" if not releases else f"there is no version {version} of {model!r}"
-        )
+        return self._find(model, version)[1].manifest
 
     async def infer(self, request: InferenceRequest) -> InferenceResponse:
         """Run the release; see `Backend.infer`."""
-        served = self._find(request.model, request.version)
-        if request.model in self._stopped:
-            raise UnavailableError(f"{request.model} was unloaded by request")
-        session = await self._opened(served)
-        start = time.perf_counter()
-        call = asyncio.get_running_loop().run_in_executor(self._pool, session.run, request.inputs)
         left = MAX_CALL_S if request.deadline is None else min(MAX_CALL_S, request.deadline - time.monotonic())
+        given = request.parameters.get("priority", 0)
+        timeout = asyncio.timeout(max(left, 0.0))
+        start = time.perf_counter()
         try:
-            async with asyncio.timeout(max(left, 0.0)):
-                outputs = await call
+            async with timeout:
+                hot = await self._opened(request.model, request.version)
+                priority = given if isinstance(given, int) else 0
+                outputs, _ = await hot.batcher.run(request.inputs, deadline=request.deadline, priority=priority)
         except TimeoutError as error:
+            if not timeout.expired():
+                raise
             raise DeadlineError(f"{request.model} did not answer in time") from error
         return InferenceResponse(
-            model=served.manifest.model,
-            version=served.manifest.version,
-            release_counter=served.manifest.release_counter,
+            model=hot.manifest.model,
+            version=hot.manifest.version,
+            release_counter=hot.manifest.release_counter,
             outputs=outputs,
-            provenance=Provenance(
-                origin=Origin.CLOUD,
-                artifact=f"sha256:{served.variant.artifact.sha256}",
-                runtime=served.runtime,
-                cloud_ms=(time.perf_counter() - start) * 1e3,
-            ),
+            provenance=replace(hot.provenance, cloud_ms=(time.perf_counter() - start) * 1e3),
             id=request.id,
         )
 
-    async def _opened(self, served: _Served) -> Session:
-        async with served.opening:
-            if served.problem:
-                raise UnavailableError(
-                    f"{served.manifest.model} {served.manifest.version} can't run here: {served.problem}"
-                )
-            if served.session is None:
-                try:
-                    served.session = await asyncio.to_thread(self._open, served)
-                except DeviceError as error:
-                    served.problem = str(error)
-                    log.error("%s %s can't run here: %s", served.manifest.model, served.manifest.version, error)
-                    raise UnavailableError(f"{served.manifest.model} can't run here: {error}") from error
-            return served.session
+    async def _opened(self, model: str, version: str | None) -> Hot:
+        """Return what runs a release; one that is not open is opened, however long that takes."""
+        for _ in range(ATTEMPTS):
+            shelf, served = self._find(model, version)
+            if shelf.stopped:
+                raise UnavailableError(f"{model} was unloaded by request")
+            if served.failed:
+                raise UnavailableError(f"{served.title} can't run here: {served.reason}")
+            if served.hot is not None:
+                served.used = next(self._uses)
+                return served.hot
+            # Shielded: whoever else waits for it must not lose it when this caller leaves.
+            await asyncio.shield(self._loader.open(shelf, served, demanded=True))
+        raise OverloadedError(f"{model} is closed again and again to make room for others; raise memory_budget")
 
-    def _open(self, served: _Served) -> Session:
-        manifest, variant = served.manifest, served.variant
-        file = self._blobs.path(variant.artifact.sha256)
-        golden = self._blobs.path(manifest.golden.artifact.sha256)
-        probe.probe(probe.request_for(manifest, variant, served.engine.name, file, golden))
-        data = self._blobs.read(variant.artifact.sha256)
-        return served.engine.open(data, manifest.inputs, manifest.outputs)
-
-    async def keep_warm(self, changed: asyncio.Event) -> None:
-        """Open the newest releases that devices may fall back on, now and whenever `changed` is set.
-
-        A device waits two seconds at most, and trying a large model out takes longer.
-        """
-        while True:
-            changed.clear()
-            for newest in [releases[-1] for releases in list(self._served.values()) if releases]:
-                if newest.manifest.fallback.privacy is Privacy.NONE or newest.manifest.model in self._stopped:
-                    continue
-                try:
-                    await self._opened(newest)
-                except UnavailableError:
-                    continue  # logged where it happened; it answers 503 with the reason
-            await changed.wait()
+    def _find(self, model: str, version: str | None) -> tuple[Shelf, Served]:
+        shelf = self._shelves.get(model)
+        served = shelf.names.get(version) if shelf else None
+        if shelf is None or served is None:
+            raise NotFoundError(
+                f"there is no model {model!r}" if shelf is None or version is None else f"there is no {model!r} {version}"
+            )
+        return shelf, served
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """Return every served release."""
-        return tuple(
-            ModelStatus(
-                one.manifest,
-                ready=not one.problem and one.manifest.model not in self._stopped,
-                reason=one.problem or ("unloaded by request" if one.manifest.model in self._stopped else ""),
-                platform=f"{one.engine.name}_{one.variant.format}",
-            )
-            for releases in self._served.values()
-            for one in releases
-        )
+        """Return every release whose life has begun."""
+        listed = []
+        for shelf in self._shelves.values():
+            labels = shelf.labels()
+            for one in shelf.listed():
+                listed.append(one.status(tuple(sorted(label for label, stands in labels.items() if stands is one))))
+        return tuple(listed)
+
+    def signed(self, model: str, version: str) -> Manifest:
+        """Return a release that may be served, whether it is or not.
+
+        Raises:
+            NotFoundError: none of this version was signed, or it was revoked, or has no variant that runs here.
+        """
+        shelf = self._shelves.get(model)
+        for one in shelf.releases if shelf else ():
+            if is_version(one.manifest, version):
+                return one.manifest
+        raise NotFoundError(f"there is no signed release {version} of {model!r} that runs here")
 
     async def load(self, model: str) -> None:
-        """Answer for a model again."""
-        self._find(model, None)
-        self._stopped.discard(model)
+        """Answer for a model again, and try what failed once more; see `Backend.load`."""
+        shelf, _ = self._find(model, None)
+        shelf.stopped = False
+        shelf.forgive()
+        shelf.settle()
+        self._changed.set()
+        await self._opened(model, None)
 
     async def unload(self, model: str) -> None:
-        """Stop answering for a model and close its sessions."""
-        self._find(model, None)
-        self._stopped.add(model)
-        for one in self._served[model]:
-            session, one.session = one.session, None
-            if session:
-                session.close()
+        """Stop answering for a model and close its sessions; see `Backend.unload`."""
+        shelf, _ = self._find(model, None)
+        shelf.stopped = True
+        shelf.settle()
 
     def ready(self) -> bool:
         """The cloud answers as soon as it listens."""

@@ -16,8 +16,10 @@ from toprope_cloud.data_side import open_data_side
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs, Limits
 from toprope_cloud.keys import Keyring
+from toprope_cloud.label_book import LabelBook
 from toprope_cloud.layout import Layout
 from toprope_cloud.metadata import MetadataRepository
+from toprope_cloud.models_api import models_router
 from toprope_cloud.outlet import Counts
 from toprope_cloud.publisher import Publisher, listen_to_devices
 from toprope_cloud.registry import Registry
@@ -50,7 +52,8 @@ async def run(settings: CloudSettings, home: Path) -> None:
     await asyncio.to_thread(metadata.renew)
     registry = Registry(metadata, Blobs(layout.blobs), SystemClock())
     metrics = CollectorRegistry()
-    side = open_data_side(settings, registry, metrics)
+    labels = LabelBook(layout.database)
+    side = open_data_side(settings, registry, metrics, labels.all)
     models, plane = side.models, side.plane
     fleet = Fleet(layout.database)
     topics = Topics(settings.topic_prefix)
@@ -62,18 +65,17 @@ async def run(settings: CloudSettings, home: Path) -> None:
     try:
         async with Jobs(layout.database, layout.jobs, limits) as jobs, link:
             publisher = Publisher(link, topics, registry)
-            changed = asyncio.Event()
 
             async def on_change() -> None:
-                await asyncio.to_thread(models.refresh)
+                await models.refresh()
                 publisher.changed()
-                changed.set()
 
             await on_change()
             knows = BrokerFiles(layout, topics).knows
             app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change, knows)
             book = TelemetryBook(layout.database, registry.releases, FleetCounts(metrics))
             app.include_router(telemetry_router(book))
+            app.include_router(models_router(models, labels, keyring.token(), on_change))
             sender = Sender(
                 link,
                 topics,
@@ -86,7 +88,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(serve(app, sock), name="http"),
-                    group.create_task(models.keep_warm(changed), name="models"),
+                    group.create_task(models.keep_warm(), name="models"),
                     group.create_task(publisher.run(), name="publisher"),
                     group.create_task(sender.run(), name="sender"),
                     group.create_task(link.keep_subscribed(), name="subscriptions"),
@@ -101,6 +103,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
                     task.cancel()
     finally:
         models.close()
+        labels.close()
         fleet.close()
 
 

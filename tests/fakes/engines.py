@@ -17,6 +17,7 @@ class Gate:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._open.set()
+        self._held: list[threading.Event] = []
         self._arrivals = threading.Semaphore(0)
         self.closed_sessions = 0
 
@@ -26,7 +27,14 @@ class Gate:
 
     def open(self) -> None:
         """Let the held calls and all later ones go on."""
+        for held in (*self._held, self._open):
+            held.set()
+
+    def let_newcomers_pass(self) -> None:
+        """Keep the calls that are held already, and hold no more."""
+        held, self._open = self._open, threading.Event()
         self._open.set()
+        self._held.append(held)
 
     async def arrival(self) -> None:
         """Wait until one more call has arrived at the shut gate."""
@@ -34,9 +42,10 @@ class Gate:
 
     def pass_through(self) -> None:
         """Go through as a call does."""
-        if not self._open.is_set():
+        held = self._open
+        if not held.is_set():
             self._arrivals.release()
-            assert self._open.wait(PATIENCE_S)
+            assert held.wait(PATIENCE_S)
 
 
 class GatedEngine:

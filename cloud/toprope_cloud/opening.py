@@ -1,0 +1,218 @@
+"""Tries a release out and opens it: in threads of their own, each given up after a while, so that none holds up another.
+
+The first load happens in a child process (`toprope_shared.probe`); an engine that runs models in a process of its own needs
+none. What this process opens is warmed with the golden inputs and must reproduce their outputs once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from toprope_cloud.served import Choice, Tried
+from toprope_shared import probe
+from toprope_shared.blobs import Blobs
+from toprope_shared.engines import Session
+from toprope_shared.errors import DeviceError, LoadError
+from toprope_shared.golden import GoldenSet
+from toprope_shared.manifest import Manifest
+from toprope_shared.serving.batching import Pace, measure_pace
+from toprope_shared.tensors import Array, Tensors
+
+log = logging.getLogger(__name__)
+
+OPEN_S = 120.0
+TURNS = 2
+TURN_S = 5.0
+# A call that takes longer gains more from all cores than other calls lose by it.
+QUICK_US = 2000.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session that is warm, and how fast it is."""
+
+    session: Session
+    pace: Pace
+
+
+class Turns:
+    """Lets some work at once; who takes longer than `patience_s` goes on, and the next one begins.
+
+    Args:
+        count: how many at once.
+        patience_s: seconds after which a turn counts as over.
+    """
+
+    def __init__(self, count: int = TURNS, patience_s: float = TURN_S) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._patience_s = patience_s
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn and hold it."""
+        await self._free.acquire()
+        held = True
+
+        def release() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._free.release()
+
+        late = asyncio.get_running_loop().call_later(self._patience_s, release)
+        try:
+            yield
+        finally:
+            late.cancel()
+            release()
+
+
+async def beside(work: Callable[[], T], what: str, discard: Callable[[T], None], *, patience_s: float = OPEN_S) -> T:
+    """Run blocking work in a thread of its own.
+
+    Args:
+        work: what blocks.
+        what: it, for the error's text.
+        discard: gets a result for which nobody waits any more, in the thread.
+        patience_s: seconds after which it is given up.
+
+    Raises:
+        LoadError: it did not come back; the thread stays until it does.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.done():
+            if result is not None:
+                threading.Thread(target=discard, args=(result,), daemon=True).start()
+        elif error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # it is what `work` returned
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        with suppress(RuntimeError):  # the loop has ended: nobody is left to be told
+            loop.call_soon_threadsafe(settle, result, error)
+
+    # A daemon: one that hangs does not keep the process from ending.
+    threading.Thread(target=run, name="open", daemon=True).start()
+    try:
+        async with asyncio.timeout(patience_s):
+            return await done
+    except TimeoutError as error:
+        raise LoadError(f"{what} did not end within {patience_s:g} s") from error
+
+
+def try_out(manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int) -> Tried:
+    """Return the first choice that passes. Blocks.
+
+    Args:
+        manifest: the release's.
+        choices: best first; later ones stand in only if they reproduce the same reference.
+        blobs: where the files are.
+        threads: of one call; 0 chooses.
+
+    Raises:
+        DeviceError: none passes; it is the error of the best.
+    """
+    first: DeviceError | None = None
+    for choice in choices:
+        if choice.variant.reference != choices[0].variant.reference:
+            continue
+        try:
+            return _tried(manifest, choice, blobs, threads)
+        except DeviceError as error:
+            if len(choices) > 1:
+                log.warning("%s %s does not run on %s: %s", manifest.model, manifest.version, choice.engine.name, error)
+            first = first or error
+    raise first or LoadError(f"{manifest.model} {manifest.version} has no variant that an engine here opens")
+
+
+def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int) -> Tried:
+    variant = choice.variant
+    least = variant.artifact.length
+    if getattr(choice.engine, "contained", False):
+        blobs.check(variant.artifact.sha256)
+        return Tried(choice, max(variant.needs.memory_bytes, least), threads or cores())
+    file = blobs.path(variant.artifact.sha256)
+    golden = blobs.path(manifest.golden.artifact.sha256)
+    result = probe.probe(probe.request_for(manifest, variant, choice.engine.name, file, golden, threads or 1))
+    chosen = threads or (1 if result.latency_us <= QUICK_US else cores())
+    return Tried(choice, max(result.memory_bytes, least), chosen)
+
+
+def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
+    """Open what has passed the try-out, warm it with the golden inputs and time it. Blocks.
+
+    Raises:
+        DeviceError: the file was altered, does not open, fails, or gives other outputs than the golden ones.
+    """
+    variant, engine = tried.choice.variant, tried.choice.engine
+    data = blobs.read(variant.artifact.sha256)
+    session = engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads)
+    try:
+        golden = _golden(manifest, tried, blobs)
+        off = golden.error_ppm(golden.run(session))
+        if off > variant.tolerance_ppm:
+            raise LoadError(f"the golden outputs do not hold: off by {off} ppm, allowed are {variant.tolerance_ppm}")
+        pace = measure_pace(session, manifest, golden.one_call() if golden.stacked else golden.inputs)
+    except BaseException:
+        session.close()
+        raise
+    if not variant.needs.stateful:
+        return Opened(session, pace)
+    session.close()  # its state has begun with the golden rows
+    return Opened(engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads), pace)
+
+
+def _golden(manifest: Manifest, tried: Tried, blobs: Blobs) -> GoldenSet:
+    data = blobs.read(manifest.golden.artifact.sha256)
+    return GoldenSet.read(data, reference=tried.choice.variant.reference, stacked=manifest.golden.stacked)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Watched:
+    """A session that is closed in a thread of its own, and says when it is.
+
+    Args:
+        inner: the session.
+        closed: called on the event loop.
+    """
+
+    def __init__(self, inner: Session, closed: Callable[[], None]) -> None:
+        self._inner = inner
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Return the outputs by name; see `Session.run`."""
+        return self._inner.run(inputs)
+
+    def close(self) -> None:
+        """Begin to give the memory back."""
+        threading.Thread(target=self._close, name="close", daemon=True).start()
+
+    def _close(self) -> None:
+        try:
+            self._inner.close()
+        finally:
+            with suppress(RuntimeError):  # the loop has ended: nobody is left to be told
+                self._loop.call_soon_threadsafe(self._closed)

@@ -1,0 +1,196 @@
+"""Versions side by side, their labels and policies, and updates that no caller notices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from tests.fakes.cloud_models import Served, Signed, serving
+from tests.fakes.engines import Gate, GatedEngine
+from tests.fakes.releases import tiny_release
+
+from toprope_cloud.model_settings import ModelSettings
+from toprope_shared.blobs import Blobs
+from toprope_shared.engines import find_engines
+from toprope_shared.errors import NotFoundError, UnavailableError
+from toprope_shared.inference import ModelState
+from toprope_shared.manifest import Manifest
+
+START, AVAILABLE, END = ModelState.START, ModelState.AVAILABLE, ModelState.END
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path)
+
+
+def release(blobs: Blobs, number: int, **more: object) -> Manifest:
+    """Version `1.<number>.0` with counter `number`, which multiplies by `number`."""
+    return tiny_release(blobs, version=f"1.{number}.0", counter=number, factor=float(number), **more)  # type: ignore[arg-type]
+
+
+def available(served: Served, *versions: str) -> bool:
+    return {version for version, state in served.states().items() if state is AVAILABLE} == set(versions)
+
+
+async def test_versions_answer_side_by_side_by_version_counter_and_label(blobs: Blobs) -> None:
+    one, two = release(blobs, 1), release(blobs, 2)
+    tables = {"double": ModelSettings(labels={"canary": 2})}
+    async with serving(Signed(one, two, stable=one), blobs, tables=tables) as served:
+        await served.until(lambda: available(served, "1.1.0", "1.2.0"))
+        answers = {name: await served.ask(10.0, name) for name in (None, "1.1.0", "1", "2", "stable", "canary")}
+        assert answers == {None: 20.0, "1.1.0": 10.0, "1": 10.0, "2": 20.0, "stable": 10.0, "canary": 20.0}
+        assert served.status("1.1.0").labels == ("stable",)
+        with pytest.raises(NotFoundError, match="there is no 'double' blue"):
+            await served.ask(version="blue")
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ("latest:1", {"1.3.0"}),
+        ("latest:2", {"1.2.0", "1.3.0"}),
+        ("all", {"1.1.0", "1.2.0", "1.3.0"}),
+        (("1.1.0", 3), {"1.1.0", "1.3.0"}),
+    ],
+)
+async def test_the_policy_says_which_versions_are_served(
+    blobs: Blobs, versions: str | tuple[str | int, ...], expected: set[str]
+) -> None:
+    releases = [release(blobs, number) for number in (1, 2, 3)]
+    async with serving(Signed(*releases), blobs, tables={"*": ModelSettings(versions)}) as served:
+        await served.until(lambda: available(served, *expected))
+        assert set(served.states()) == expected
+
+
+async def test_a_label_keeps_its_version_and_moves_when_the_next_one_answers(blobs: Blobs) -> None:
+    one, two, three = (release(blobs, number) for number in (1, 2, 3))
+    gate = Gate()
+    engine = GatedEngine(find_engines(["onnxruntime"])[0]["onnxruntime"], gate)
+    signed = Signed(one, three, stable=one)
+    async with serving(signed, blobs, engines={"onnxruntime": engine}, tables={"*": ModelSettings("latest")}) as served:
+        await served.until(lambda: available(served, "1.1.0", "1.3.0"))
+        gate.shut()
+        signed.manifests, signed.named = (one, two, three), {"stable": two}
+        await served.refresh()
+        await gate.arrival()  # the new one is being warmed
+        assert served.states()["1.2.0"] is ModelState.LOADING
+        assert served.status("1.1.0").labels == ("stable",)
+        gate.open()
+        await served.until(lambda: available(served, "1.2.0", "1.3.0"))
+        assert await served.ask(10.0, "stable") == 20.0
+        served.labels["double"] = {"stable": "3"}  # the operator overrules the channel
+        await served.refresh()
+        assert await served.ask(10.0, "stable") == 30.0
+        await served.until(lambda: served.states()["1.2.0"] is END)
+        del served.labels["double"]
+        await served.refresh()
+        assert await served.ask(10.0, "stable") == 30.0  # until the other is open again
+        await served.until(lambda: served.status("1.2.0").labels == ("stable",))
+        assert await served.ask(10.0, "stable") == 20.0
+
+
+async def test_an_update_under_load_costs_no_request_and_gives_no_answer_of_another_version(blobs: Blobs) -> None:
+    signed = Signed(release(blobs, 1))
+    stop, counts = asyncio.Event(), {"answers": 0, "changes": 0}
+
+    async def ask(served: Served, version: str | None) -> None:
+        seen, x = 1.0, 0.0
+        while not stop.is_set():
+            x = (x + 1.0) % 50.0 + 1.0
+            factor = await served.ask(x, version) / x
+            counts["answers"] += 1
+            if version is None:
+                assert factor in (seen, seen + 1.0), "answers go from one version to the next and never back"
+                counts["changes"] += factor != seen
+                seen = factor
+            else:
+                assert factor == float(version)
+            await asyncio.sleep(0)
+
+    async with serving(signed, blobs, tables={"*": ModelSettings("all")}) as served:
+        await served.until(lambda: available(served, "1.1.0"))
+        async with asyncio.TaskGroup() as group:
+            for version in (None, "1") * 8:
+                group.create_task(ask(served, version))
+            for number in (2, 3, 4):
+                signed.manifests = (*signed.manifests, release(blobs, number))
+                await served.refresh()
+                await served.until(lambda number=number: served.states().get(f"1.{number}.0") is AVAILABLE)  # type: ignore[misc]
+            await served.until(lambda: counts["changes"] == 8 * 3)
+            stop.set()
+    assert counts["answers"] > 100
+
+
+async def test_a_replaced_release_ends_its_calls_before_it_is_closed(blobs: Blobs) -> None:
+    gate = Gate()
+    engine = GatedEngine(find_engines(["onnxruntime"])[0]["onnxruntime"], gate)
+    signed = Signed(release(blobs, 1))
+    tables = {"*": ModelSettings("latest:1", batch="thread")}
+    async with serving(signed, blobs, engines={"onnxruntime": engine}, tables=tables) as served:
+        await served.until(lambda: available(served, "1.1.0"))
+        gate.shut()
+        call = asyncio.create_task(served.ask(5.0))
+        await gate.arrival()
+        gate.let_newcomers_pass()
+        signed.manifests = (*signed.manifests, release(blobs, 2))
+        await served.refresh()
+        await served.until(lambda: served.states()["1.1.0"] is ModelState.UNLOADING)
+        assert await served.ask(5.0) == 10.0
+        assert gate.closed_sessions == 0
+        gate.open()
+        assert await call == 5.0
+        await served.until(lambda: served.states()["1.1.0"] is END)
+        assert served.status("1.1.0").error_code == "OK"
+        assert gate.closed_sessions == 1
+
+
+async def test_a_bad_release_blocks_nothing_and_says_why(blobs: Blobs, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bad = release(blobs, 3, broken=True)
+    other = tiny_release(blobs, "other", factor=7.0)
+    async with serving(Signed(release(blobs, 1), release(blobs, 2), bad, other), blobs) as served:
+        await served.until(lambda: available(served, "1.1.0", "1.2.0"))  # the newest two that run
+        assert await served.ask(10.0) == 20.0
+        assert await served.ask(10.0, model="other") == 70.0
+        status = served.status("1.3.0")
+        assert (status.state, status.error_code, status.ready) == (END, "INTERNAL", False)
+        assert "[load_failed]" in status.reason
+        with pytest.raises(UnavailableError, match=r"1\.3\.0 can't run here"):
+            await served.ask(version="1.3.0")
+
+
+async def test_a_revoked_release_ends_at_once(blobs: Blobs) -> None:
+    one, two = release(blobs, 1), release(blobs, 2)
+    signed = Signed(one, two, stable=two)
+    async with serving(signed, blobs) as served:
+        await served.until(lambda: available(served, "1.1.0", "1.2.0"))
+        signed.gone = {two.path: "it was trained on the wrong rows"}
+        await served.refresh()
+        assert await served.ask(10.0) == 10.0
+        for name in ("1.2.0", "2", "stable"):
+            with pytest.raises(NotFoundError):
+                await served.ask(version=name)
+        await served.until(lambda: served.states()["1.2.0"] is END)
+        assert served.status("1.2.0").reason == "it was revoked: it was trained on the wrong rows"
+
+
+async def test_a_model_is_unloaded_and_loaded_by_request(blobs: Blobs) -> None:
+    bad = release(blobs, 2, broken=True)
+    async with serving(Signed(release(blobs, 1), bad), blobs) as served:
+        await served.until(lambda: available(served, "1.1.0") and served.states()["1.2.0"] is END)
+        await served.models.unload("double")
+        assert served.models.hot("double", None) is None
+        with pytest.raises(UnavailableError, match="unloaded by request"):
+            await served.ask()
+        await served.until(lambda: served.states()["1.1.0"] is END)
+        await served.refresh()  # which does not undo it
+        assert served.states()["1.1.0"] is END
+        blobs.path(bad.variants[0].artifact.sha256).write_bytes(b"still not a model")
+        await served.models.load("double")
+        assert await served.ask(10.0) == 10.0
+        await served.until(lambda: served.status("1.2.0").error_code == "DATA_LOSS")  # it was tried once more
+        with pytest.raises(NotFoundError):
+            await served.models.load("nobody")
