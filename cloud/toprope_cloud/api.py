@@ -30,6 +30,7 @@ from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import routes
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import exception_handlers
+from toprope_shared.serving.openapi import with_doors
 from toprope_shared.trying import Limits, Shadow
 
 MAX_BLOB_BYTES = 2 << 30
@@ -101,6 +102,7 @@ def build_app(
     app.include_router(jobs_router(jobs, guard))
     app.include_router(blobs_router(registry.blobs, token, knows))
     app.router.routes.extend(routes(plane))
+    app.openapi = with_doors(app.openapi)  # type: ignore[method-assign]
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=cors_origins, **_CORS)
     return app

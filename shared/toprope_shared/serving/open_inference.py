@@ -5,6 +5,7 @@ Source: Open Inference Protocol v2 (REST) with Triton's extensions that `EXTENSI
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.doors import endpoint
 from toprope_shared.serving.replies import Reply, json_reply
+from toprope_shared.serving.roads import PLAIN, HotRoad
 from toprope_shared.serving.values import loads
 from toprope_shared.tensors import Tensors
 
@@ -108,6 +110,11 @@ class OpenInferenceDoor:
             ]
         return routes
 
+    def hot_road(self) -> HotRoad:
+        """Return which requests may take the hot road."""
+        pattern = rf"/v2/models/(?P<model>{PLAIN})(?:/versions/(?P<version>{PLAIN}))?/infer"
+        return HotRoad(re.compile(pattern), OpenInferenceExchange, self.infer)
+
     async def infer(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer an inference request, whatever transport brought it.
 
@@ -164,13 +171,15 @@ class OpenInferenceDoor:
 
     async def _index(self, request: Request, headers: Mapping[str, str]) -> Reply:
         only_ready = (await self._options(request)).get("ready", False)
+        if type(only_ready) is not bool:
+            raise RequestError("the field 'ready' is true or false")
         statuses = self._plane.backend.models()
         return json_reply([describing.index_entry(status) for status in statuses if status.ready or not only_ready])
 
     async def _load(self, request: Request, headers: Mapping[str, str]) -> Reply:
         model = request.path_params["model"]
-        parameters = (await self._options(request)).get("parameters")
-        if isinstance(parameters, dict) and any(name == "config" or name.startswith("file:") for name in parameters):
+        parameters = (await self._options(request)).get("parameters") or {}
+        if any(name == "config" or name.startswith("file:") for name in parameters):
             raise RequestError("a model's files and configuration come from signed releases, not with a load request")
         await self._plane.backend.load(model)
         return json_reply({"name": model, "load": True})
@@ -187,6 +196,8 @@ class OpenInferenceDoor:
         value = loads(body) if body.strip() else {}
         if not isinstance(value, dict):
             raise RequestError("the body is a JSON object or empty")
+        if not isinstance(value.get("parameters"), dict | None):
+            raise RequestError("the field 'parameters' is a JSON object")
         return value
 
 
