@@ -98,7 +98,7 @@ def build_app(
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     guard = [Depends(operator_guard(token))]
-    app.include_router(_control(registry, fleet, guard, guard if plane.gate else [], on_change))
+    app.include_router(_control(registry, fleet, guard, reading(plane, token), on_change))
     app.include_router(jobs_router(jobs, guard))
     app.include_router(blobs_router(registry.blobs, token, knows))
     app.router.routes.extend(routes(plane))
@@ -121,6 +121,11 @@ def operator_guard(token: str) -> Callable[..., None]:
             raise TrustError("this needs the operator's token: Authorization: Bearer <keys/operator.token>")
 
     return operator
+
+
+def reading(plane: DataPlane, token: str) -> list[params.Depends]:
+    """Return what a request that only reads must pass: the operator's guard where inference has a gate, else nothing."""
+    return [Depends(operator_guard(token))] if plane.gate else []
 
 
 def _control(

@@ -69,11 +69,7 @@ def make_gate(settings: CloudSettings, layout: Layout, token: str, *, clock: Clo
     Raises:
         InputError: the doors would be open to a network that nobody has said may come in, or the settings don't fit together.
     """
-    if not settings.auth and not is_loopback(settings.host):
-        raise InputError(
-            f'the inference doors would be open to everybody who reaches {settings.host}; set auth = "on" and make keys with '
-            'toprope cloud api-key add NAME (enrolled devices have theirs), or set auth = "off" if something else guards them'
-        )
+    check_address(settings)
     if settings.auth != "on":
         if settings.rate or settings.jwt_keys:
             raise InputError('rate and jwt_keys are about callers who say who they are; they need auth = "on"')
@@ -87,6 +83,19 @@ def make_gate(settings: CloudSettings, layout: Layout, token: str, *, clock: Clo
         algorithm, audience = settings.jwt_algorithm, settings.jwt_audience
         proofs.append(TokenProof(Path(settings.jwt_keys), algorithm, audience, settings.jwt_issuer))
     return Gate(proofs, rate=settings.rate, burst=settings.burst, clock=clock)
+
+
+def check_address(settings: CloudSettings) -> None:
+    """Hold the address against `auth`.
+
+    Raises:
+        InputError: the doors would be open to a network that nobody has said may come in.
+    """
+    if not settings.auth and not is_loopback(settings.host):
+        raise InputError(
+            f'the inference doors would be open to everybody who reaches {settings.host}; set auth = "on" and make keys with '
+            'toprope cloud api-key add NAME (enrolled devices have theirs), or set auth = "off" if something else guards them'
+        )
 
 
 def is_loopback(host: str) -> bool:

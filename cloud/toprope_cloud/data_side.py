@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
 from toprope_cloud.catalogue import Operator
+from toprope_cloud.credentials import make_gate
+from toprope_cloud.keys import Keyring
+from toprope_cloud.layout import Layout
 from toprope_cloud.models import CloudModels
 from toprope_cloud.registry import Registry
 from toprope_cloud.settings import CloudSettings
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import InputError
+from toprope_shared.serving.access_log import AccessLog
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
+from toprope_shared.serving.tracing import Tracing
+
+SERVICE = "toprope-cloud"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +31,19 @@ class DataSide:
     models: CloudModels
     plane: DataPlane
 
+    async def close(self) -> None:
+        """Close the models, and send the spans that wait."""
+        self.models.close()
+        if self.plane.tracing:
+            await asyncio.to_thread(self.plane.tracing.close)
+
 
 def open_data_side(
-    settings: CloudSettings, registry: Registry, counts: CollectorRegistry, operator: Operator | None = None
+    settings: CloudSettings,
+    registry: Registry,
+    counts: CollectorRegistry,
+    layout: Layout,
+    operator: Operator | None = None,
 ) -> DataSide:
     """Return the data side over a registry; nothing is opened yet.
 
@@ -33,10 +51,11 @@ def open_data_side(
         settings: the cloud's.
         registry: whose releases are served.
         counts: where the metrics are declared.
+        layout: where the credentials of callers stand.
         operator: reads the labels that operators have set.
 
     Raises:
-        InputError: no engine is installed.
+        InputError: no engine is installed, or the settings leave the doors open to everybody.
     """
     engines, missing = find_engines()
     if not engines:
@@ -49,4 +68,11 @@ def open_data_side(
         memory_budget=settings.memory_budget,
         operator=operator,
     )
-    return DataSide(models, DataPlane(models, metrics=Metrics(counts)))
+    plane = DataPlane(
+        models,
+        metrics=Metrics(counts),
+        gate=make_gate(settings, layout, Keyring(layout.keys).token()),
+        access=AccessLog(settings.access_log) if settings.access_log else None,
+        tracing=Tracing.open(settings.traces, SERVICE) if settings.traces else None,
+    )
+    return DataSide(models, plane)

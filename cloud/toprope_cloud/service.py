@@ -9,9 +9,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from toprope_cloud.api import build_app
+from toprope_cloud.api import build_app, reading
 from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
+from toprope_cloud.credentials import check_address
 from toprope_cloud.data_side import open_data_side
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs, Limits
@@ -41,11 +42,13 @@ async def run(settings: CloudSettings, home: Path) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        InputError: the port is taken, another service works on this home, or there are no keys yet.
+        InputError: the doors would be open to everybody, the port is taken, another service works on this home, or there are
+            no keys yet.
     """
     layout = Layout(home)
     if not (layout.trust / "timestamp.json").exists():
         raise InputError(f"there is no trust metadata in {layout.trust}; make it with: toprope keys init")
+    check_address(settings)
     sock = listen(settings.host, settings.port)
     keyring = Keyring(layout.keys)
     metadata = MetadataRepository(layout.trust, keyring, clock=SystemClock())
@@ -53,7 +56,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
     registry = Registry(metadata, Blobs(layout.blobs), SystemClock())
     metrics = CollectorRegistry()
     labels = LabelBook(layout.database)
-    side = open_data_side(settings, registry, metrics, labels.all)
+    side = open_data_side(settings, registry, metrics, layout, labels.all)
     models, plane = side.models, side.plane
     fleet = Fleet(layout.database)
     topics = Topics(settings.topic_prefix)
@@ -72,10 +75,12 @@ async def run(settings: CloudSettings, home: Path) -> None:
 
             await on_change()
             knows = BrokerFiles(layout, topics).knows
-            app = build_app(plane, registry, fleet, jobs, keyring.token(), on_change, knows)
+            token, origins = keyring.token(), settings.cors_origins
+            app = build_app(plane, registry, fleet, jobs, token, on_change, knows, cors_origins=origins)
             book = TelemetryBook(layout.database, registry.releases, FleetCounts(metrics))
-            app.include_router(telemetry_router(book))
-            app.include_router(models_router(models, labels, keyring.token(), on_change))
+            readers = reading(plane, token)
+            app.include_router(telemetry_router(book), dependencies=readers)
+            app.include_router(models_router(models, labels, token, on_change), dependencies=readers)
             sender = Sender(
                 link,
                 topics,
@@ -102,7 +107,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
                 for task in tasks:
                     task.cancel()
     finally:
-        models.close()
+        await side.close()
         labels.close()
         fleet.close()
 
