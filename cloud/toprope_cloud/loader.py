@@ -25,7 +25,7 @@ from toprope_shared.serving.batching import Batcher
 log = logging.getLogger(__name__)
 
 # The children of a try-out keep their own time; this is for all of a release's choices, one after the other.
-TRY_OUT_S = 10 * probe.WALL_S
+CHOICES = 10
 NAMES = {
     IntegrityError.code: "DATA_LOSS",
     OverBudgetError.code: "RESOURCE_EXHAUSTED",
@@ -42,17 +42,21 @@ class Loader:
         shelves: all models, by name.
         tables: the settings of models, by name.
         limit: bytes that all open models may take together; 0 is none.
+        wall_s: seconds that a try-out may take.
 
     Attributes:
         settled: called whenever a release has been opened or has failed.
     """
 
-    def __init__(self, blobs: Blobs, shelves: Mapping[str, Shelf], tables: Mapping[str, ModelSettings], limit: int) -> None:
+    def __init__(
+        self, blobs: Blobs, shelves: Mapping[str, Shelf], tables: Mapping[str, ModelSettings], limit: int, wall_s: float
+    ) -> None:
         self.settled: Callable[[], None] = lambda: None
         self._blobs = blobs
         self._shelves = shelves
         self._tables = tables
         self._limit = limit
+        self._wall_s = wall_s
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -107,10 +111,10 @@ class Loader:
         threads = settings_of(self._tables, shelf.model).threads
         async with self._turns.turn():
             return await beside(
-                lambda: try_out(served.manifest, served.choices, self._blobs, threads),
+                lambda: try_out(served.manifest, served.choices, self._blobs, threads, wall_s=self._wall_s),
                 f"the try-out of {served.title}",
                 lambda _: None,
-                patience_s=TRY_OUT_S,
+                patience_s=CHOICES * self._wall_s,
             )
 
     async def _warm_up(self, shelf: Shelf, served: Served, tried: Tried) -> None:

@@ -21,12 +21,12 @@ from toprope_cloud.model_settings import ModelSettings, settings_of
 from toprope_cloud.registry import Registry
 from toprope_cloud.served import Served
 from toprope_cloud.shelf import Shelf
-from toprope_cloud.version_policy import is_version
+from toprope_shared import probe
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine
 from toprope_shared.errors import DeadlineError, NotFoundError, OverloadedError, UnavailableError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
-from toprope_shared.manifest import Manifest
+from toprope_shared.manifest import Manifest, is_version
 from toprope_shared.serving.backend import Hot
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class CloudModels:
         tables: the settings of models, by name.
         memory_budget: MiB that all open models may take together; 0 is no limit.
         operator: reads the labels that operators have set.
+        try_out_s: seconds that a release may take to prove itself.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class CloudModels:
         tables: Mapping[str, ModelSettings] | None = None,
         memory_budget: int = 0,
         operator: Operator | None = None,
+        try_out_s: float = probe.WALL_S,
     ) -> None:
         self._tables = tables or {}
         self._shelves: dict[str, Shelf] = {}
         self._catalogue = Catalogue(registry, engines, operator)
-        self._loader = Loader(blobs, self._shelves, self._tables, memory_budget * MIB)
+        self._loader = Loader(blobs, self._shelves, self._tables, memory_budget * MIB, try_out_s)
         self._uses = itertools.count(1)
         self._refreshing = asyncio.Lock()
         self._changed = asyncio.Event()

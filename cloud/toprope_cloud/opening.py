@@ -117,7 +117,9 @@ async def beside(work: Callable[[], T], what: str, discard: Callable[[T], None],
         raise LoadError(f"{what} did not end within {patience_s:g} s") from error
 
 
-def try_out(manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int) -> Tried:
+def try_out(
+    manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int, *, wall_s: float = probe.WALL_S
+) -> Tried:
     """Return the first choice that passes. Blocks.
 
     Args:
@@ -125,6 +127,7 @@ def try_out(manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threa
         choices: best first; later ones stand in only if they reproduce the same reference.
         blobs: where the files are.
         threads: of one call; 0 chooses.
+        wall_s: seconds that each may take.
 
     Raises:
         DeviceError: none passes; it is the error of the best.
@@ -134,7 +137,7 @@ def try_out(manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threa
         if choice.variant.reference != choices[0].variant.reference:
             continue
         try:
-            return _tried(manifest, choice, blobs, threads)
+            return _tried(manifest, choice, blobs, threads, wall_s)
         except DeviceError as error:
             if len(choices) > 1:
                 log.warning("%s %s does not run on %s: %s", manifest.model, manifest.version, choice.engine.name, error)
@@ -142,7 +145,7 @@ def try_out(manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threa
     raise first or LoadError(f"{manifest.model} {manifest.version} has no variant that an engine here opens")
 
 
-def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int) -> Tried:
+def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_s: float) -> Tried:
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
@@ -150,7 +153,8 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int) -> Tr
         return Tried(choice, max(variant.needs.memory_bytes, least), threads or cores())
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
-    result = probe.probe(probe.request_for(manifest, variant, choice.engine.name, file, golden, threads or 1))
+    request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads or 1)
+    result = probe.probe(request, wall_s=wall_s)
     chosen = threads or (1 if result.latency_us <= QUICK_US else cores())
     return Tried(choice, max(result.memory_bytes, least), chosen)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from toprope_cloud.served import Served
-from toprope_cloud.version_policy import Policy, choose, is_version
+from toprope_cloud.version_policy import Policy, choose
+from toprope_shared.manifest import is_version
 
 KEPT_ENDED = 8
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from toprope_shared.manifest import Manifest
+from toprope_shared.manifest import Manifest, is_version
 
 ALL = "all"
 LATEST = "latest"
@@ -53,11 +53,6 @@ def parse_policy(given: str | Sequence[str | int]) -> Policy:
     if word == LATEST and count.isascii() and count.isdecimal() and 1 <= int(count) <= 1_000_000:
         return Latest(int(count))
     raise ValueError(f"versions is {given!r}; write latest:2, all, or a list such as ['1.0.0', '1.2.0']")
-
-
-def is_version(manifest: Manifest, version: str) -> bool:
-    """Say whether a version as people write it, semantic version or release counter, means this release."""
-    return version in (manifest.version, str(manifest.release_counter))
 
 
 def choose(policy: Policy, releases: Sequence[tuple[Manifest, T]]) -> list[T]:

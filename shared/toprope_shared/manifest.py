@@ -339,6 +339,11 @@ def target_path(model: str, version: str) -> str:
     return f"models/{model}/{version}/manifest.json"
 
 
+def is_version(manifest: Manifest, version: str) -> bool:
+    """Say whether a version as a caller writes it, semantic version or release counter, means this release."""
+    return version in (manifest.version, str(manifest.release_counter))
+
+
 def parse(data: bytes) -> Manifest:
     """Read a manifest.
 

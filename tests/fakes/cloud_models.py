@@ -99,11 +99,20 @@ async def serving(
     engines: Mapping[str, Engine] | None = None,
     tables: Mapping[str, ModelSettings] | None = None,
     memory_budget: int = 0,
+    try_out_s: float = PATIENCE_S,
 ) -> AsyncIterator[Served]:
     """Serve what is signed until the block ends."""
     labels: dict[str, dict[str, str]] = {}
     found = find_engines(["onnxruntime"])[0] if engines is None else engines
-    models = CloudModels(signed.registry, blobs, found, tables=tables, memory_budget=memory_budget, operator=lambda: labels)
+    models = CloudModels(
+        signed.registry,
+        blobs,
+        found,
+        tables=tables,
+        memory_budget=memory_budget,
+        operator=lambda: labels,
+        try_out_s=try_out_s,
+    )
     await models.refresh()
     task = asyncio.create_task(models.keep_warm())
     try:

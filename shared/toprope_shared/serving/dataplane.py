@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import DeadlineError
 from toprope_shared.inference import ModelStatus
-from toprope_shared.manifest import Manifest
+from toprope_shared.manifest import is_version
 from toprope_shared.serving.backend import Backend, Hot
 from toprope_shared.serving.batch_queue import TOO_LATE, Ticket, Timing
 from toprope_shared.serving.body import BODY_LIMIT
@@ -138,9 +138,11 @@ class DataPlane:
             return None
 
     def statuses(self, model: str, version: str | None = None) -> tuple[ModelStatus, ...]:
-        """Return the releases of a model that are held here, all or one."""
+        """Return the releases of a model that are held here, all or those that a version, release counter or label means."""
         held = (status for status in self.backend.models() if status.manifest.model == model)
-        return tuple(status for status in held if version is None or is_version(status.manifest, version))
+        return tuple(
+            status for status in held if version is None or is_version(status.manifest, version) or version in status.labels
+        )
 
     async def _within(self, turn: Turn, work: Awaitable[_T]) -> _T:
         """Wait for `work`, no longer than the caller does."""
@@ -152,8 +154,3 @@ class DataPlane:
             if not timeout.expired():
                 raise
             raise DeadlineError(TOO_LATE) from None
-
-
-def is_version(manifest: Manifest, version: str) -> bool:
-    """Say whether a version as a caller writes it, semantic version or release counter, means this release."""
-    return version in (manifest.version, str(manifest.release_counter))
