@@ -1,7 +1,6 @@
 """The agent: one task group over the local doors, the link, trust, updates and reports.
 
-What is on disk answers before any network is up, and before what only the network needs is imported (python-tuf, aiohttp);
-everything that needs the broker waits for it beside that.
+What is on disk answers before any network is up; everything that needs the broker waits for it beside that.
 """
 
 from __future__ import annotations

@@ -2,40 +2,31 @@
 
 Keeps connections alive and knows nothing of breakers or deadlines. What goes wrong on the way, and what the cloud says with
 its status, becomes a `CloudError` with a reason; what the cloud says about the caller's request stays the caller's error.
-aiohttp is imported in a worker thread, see `CloudWire.warm`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import importlib
 import math
 import ssl
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from urllib.parse import quote
 
 import msgspec
 
+from toprope_edge.http_client import Answer, ConnectError, HttpClient, HttpError, TlsError
 from toprope_shared.errors import LinkError, NotFoundError, RequestError
 from toprope_shared.inference import CloudReason, InferenceRequest, InferenceResponse
 from toprope_shared.serving.binary import decode_response
 
-if TYPE_CHECKING:  # a tenth of a bare agent's memory and time: imported by `CloudWire.warm`, or the first call
-    import aiohttp
-
-# Below the 5 s after which uvicorn closes an idle connection: whoever closes first does not meet a closed one.
-IDLE_S = 4.0
 RETRY_AFTER_S = 5
 # An answer that has come in so many pieces of fewer bytes than this drips: each of them wakes the event loop that local answers
 # need, so it is given up before its time is over.
 _PIECES, _DRIP_BYTES = 12, 64
-_NO_NETWORK = frozenset({errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL})
 _CALLERS_FAULT: dict[int, type[RequestError]] = {400: RequestError, 404: NotFoundError, 422: RequestError}
 _OVERLOADED = frozenset({429, 503})
 _TIMED_OUT = frozenset({408, 504})
@@ -72,7 +63,7 @@ class CloudError(LinkError):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A status, headers and a whole body."""
+    """A status, headers by lower-case name, and a whole body."""
 
     status: int
     headers: Mapping[str, str]
@@ -84,7 +75,7 @@ class _ErrorBody(msgspec.Struct):
 
 
 class CloudWire:
-    """A keep-alive session to one address.
+    """Kept-alive connections to one address.
 
     Args:
         url: `http://` or `https://`, with or without a path.
@@ -92,17 +83,16 @@ class CloudWire:
         tls: the context for `https`; None is the machine's own roots.
         connect_s: seconds for name, connection and TLS together.
         max_bytes: the most that an answer may have.
+
+    Raises:
+        InputError: the URL is none of these.
     """
 
     def __init__(
         self, url: str, *, headers: Mapping[str, str], tls: ssl.SSLContext | None, connect_s: float, max_bytes: int
     ) -> None:
-        self._url = url.rstrip("/")
-        self._headers = {"User-Agent": "toprope-edge", **headers}
-        self._tls: ssl.SSLContext | bool = tls or True
-        self._connect_s = connect_s
+        self._client = HttpClient(url, headers={"User-Agent": "toprope-edge", **headers}, tls=tls, connect_s=connect_s)
         self._max_bytes = max_bytes
-        self._session: aiohttp.ClientSession | None = None
         self._entered = False
 
     async def __aenter__(self) -> Self:
@@ -112,30 +102,12 @@ class CloudWire:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        session, self._session, self._entered = self._session, None, False
-        if session is not None:
-            await session.close()
+        self._entered = False
+        self._client.close()
 
     async def warm(self) -> None:
         """Make ready to send; the first call does it otherwise, in its own time. Connects to nothing."""
-        await self._opened()
-
-    async def _opened(self) -> aiohttp.ClientSession:
-        if not self._entered:
-            raise RuntimeError("the way to the cloud is used outside `async with`")
-        if self._session is None:
-            await asyncio.to_thread(importlib.import_module, "aiohttp")
-            self._session = self._session or self._make_session()  # another call may have waited too
-        return self._session
-
-    def _make_session(self) -> aiohttp.ClientSession:
-        import aiohttp
-
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=self._tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-        )
+        await self._client.warm()
 
     async def send(
         self,
@@ -143,7 +115,7 @@ class CloudWire:
         path: str,
         *,
         left_s: float,
-        body: bytes | None = None,
+        body: bytes = b"",
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Send a request once and read the answer whole, in at most `left_s` seconds.
@@ -154,43 +126,29 @@ class CloudWire:
         Raises:
             CloudError: there was no whole answer in time.
         """
-        session = self._session
-        if session is None:
-            session, left_s = await self._opened_within(left_s)
-        import aiohttp
-        from yarl import URL
-
-        timeout = aiohttp.ClientTimeout(total=left_s, connect=min(self._connect_s, left_s))
-        url = URL(self._url + path, encoded=True)
-        try:
-            async with session.request(
-                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-            ) as response:
-                return Reply(response.status, response.headers.copy(), await self._read(response))
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise _explain(error, short=left_s <= self._connect_s) from error
-
-    async def _opened_within(self, left_s: float) -> tuple[aiohttp.ClientSession, float]:
-        """Return the session and the seconds that are left after it was opened."""
-        began = time.monotonic()
+        if not self._entered:
+            raise RuntimeError("the way to the cloud is used outside `async with`")
         try:
             async with asyncio.timeout(left_s):
-                session = await self._opened()
-        except TimeoutError as error:
-            raise CloudError("the time was over before the first call was ready", CloudReason.CLOUD_TIMEOUT) from error
-        return session, left_s - (time.monotonic() - began)
+                answer = await self._client.begin(method, path, body=body, headers=headers)
+                try:
+                    return Reply(answer.status, answer.headers, await self._read(answer))
+                finally:
+                    answer.close()
+        except (ConnectError, HttpError, TimeoutError) as error:
+            raise _explain(error) from error
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, answer: Answer) -> bytes:
         parts: list[bytes] = []
         size = 0
-        async for part in response.content.iter_any():
+        while part := await answer.some():
             size += len(part)
             if len(parts) >= _PIECES and size < len(parts) * _DRIP_BYTES:
                 raise CloudError("the cloud's answer comes in drips and was given up", CloudReason.CLOUD_ERROR)
             if size > self._max_bytes:
                 raise CloudError(f"the cloud's answer has more than {self._max_bytes} bytes", CloudReason.CLOUD_ERROR)
             parts.append(part)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def infer_path(request: InferenceRequest) -> str:
@@ -245,27 +203,23 @@ def _sentence(reply: Reply) -> str:
 
 
 def _retry_after_s(reply: Reply) -> int:
-    text = reply.headers.get("Retry-After", "")
+    text = reply.headers.get("retry-after", "")
     if text.isascii() and text.isdecimal() and len(text) < 9:
         return max(1, int(text))
     # Source: RFC 9110, section 10.2.3. A date is read against the cloud's own clock, because this device's may be wrong.
     try:
-        wait = parsedate_to_datetime(text) - parsedate_to_datetime(reply.headers.get("Date", ""))
+        wait = parsedate_to_datetime(text) - parsedate_to_datetime(reply.headers.get("date", ""))
     except (ValueError, TypeError):  # it is no date, or only one of the two names its zone
         return RETRY_AFTER_S
     return max(1, math.ceil(wait.total_seconds()))
 
 
-def _explain(error: aiohttp.ClientError | TimeoutError, *, short: bool) -> CloudError:
-    import aiohttp
-
-    if isinstance(error, aiohttp.ClientSSLError):
+def _explain(error: ConnectError | HttpError | TimeoutError) -> CloudError:
+    if isinstance(error, TlsError):
         return CloudError(f"the cloud's certificate or TLS is not accepted: {error}", CloudReason.CLOUD_ERROR)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        down = isinstance(error, aiohttp.ClientConnectorDNSError) or error.errno in _NO_NETWORK
-        return CloudError(f"the cloud can't be reached: {error.strerror}", CloudReason.OFFLINE, network_down=down)
-    if isinstance(error, aiohttp.ConnectionTimeoutError) and not short:
-        return CloudError("the cloud can't be reached: no connection in time", CloudReason.OFFLINE)
+    if isinstance(error, ConnectError):
+        text = f"the cloud can't be reached: {error}"
+        return CloudError(text, CloudReason.OFFLINE, network_down=error.network_down)
     if isinstance(error, TimeoutError):
         return CloudError("the cloud did not answer in time", CloudReason.CLOUD_TIMEOUT)
     return CloudError(f"the connection to the cloud broke: {error}", CloudReason.CLOUD_ERROR, broken=True)

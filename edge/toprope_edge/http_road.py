@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from toprope_edge.http_client import Answer, HttpClient
 from toprope_edge.pull import Fetch
 from toprope_edge.transfer import Road
 from toprope_edge.window import MOST_WINDOW
 from toprope_shared.errors import LinkError
-
-if TYPE_CHECKING:  # imported by the first fetch over this road, in a worker thread
-    import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -50,36 +46,41 @@ class HttpRoad:
             LinkError: the cloud is away, refuses, or sends something else.
             OSError: the disk does not take what came.
         """
-        await asyncio.to_thread(importlib.import_module, "aiohttp")
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._chunk_s)
+        client = HttpClient(self._url, headers=self._auth, connect_s=CONNECT_S)
         try:
-            async with aiohttp.ClientSession(timeout=timeout, headers=self._auth, auto_decompress=False) as session:
-                while fetch.missing:
-                    await self._run(session, fetch, next_run(fetch.missing))
-        except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError) as error:
-            raise LinkError(f"{fetch.digest[:12]}… can't be fetched from {self._url}: {error or 'too slow'}") from error
+            while fetch.missing:
+                await self._run(client, fetch, next_run(fetch.missing))
+        except (LinkError, TimeoutError) as error:
+            text = str(error) or f"a chunk took longer than {self._chunk_s:g} s"
+            raise LinkError(f"{fetch.digest[:12]}… can't be fetched from {self._url}: {text}") from error
+        finally:
+            client.close()
 
-    async def _run(self, session: aiohttp.ClientSession, fetch: Fetch, run: range) -> None:
+    async def _run(self, client: HttpClient, fetch: Fetch, run: range) -> None:
         start = run.start * fetch.target.chunk_bytes
         end = start + sum(fetch.size(index) for index in run)
-        headers = {"Range": f"bytes={start}-{end - 1}"}
-        url = f"{self._url}/api/blobs/{fetch.digest}"
-        async with session.get(url, headers=headers, allow_redirects=False) as answer:
+        async with asyncio.timeout(self._chunk_s):
+            headers = {"Range": f"bytes={start}-{end - 1}"}
+            answer = await client.begin("GET", f"/api/blobs/{fetch.digest}", headers=headers)
+        try:
             expected = f"bytes {start}-{end - 1}/{fetch.target.length}"
-            if answer.status != 206 or answer.headers.get("Content-Range") != expected:
-                raise LinkError(f"the cloud answers {answer.status} instead of a part of {fetch.digest[:12]}…")
+            if answer.status != 206 or answer.headers.get("content-range") != expected:
+                raise LinkError(f"it answers {answer.status} instead of the part that was asked for")
             for index in run:
-                began = fetch.clock.steady()
-                async with asyncio.timeout(self._chunk_s):
-                    chunk = await answer.content.readexactly(fetch.size(index))
-                if not fetch.take(Road.HTTP, index, chunk):
-                    raise LinkError(f"chunk {index} of {fetch.digest[:12]}… came over HTTP and is not what was signed")
-                await fetch.target.settle(fetch.clock.steady())
-                fetch.show(len(run))
-                if self._max_rate:  # what is not read yet waits in the sockets, and the server with it
-                    await asyncio.sleep(began + len(chunk) / self._max_rate - fetch.clock.steady())
+                await self._take(answer, fetch, index, len(run))
+        finally:
+            answer.close()
+
+    async def _take(self, answer: Answer, fetch: Fetch, index: int, window: int) -> None:
+        began = fetch.clock.steady()
+        async with asyncio.timeout(self._chunk_s):
+            chunk = await answer.exactly(fetch.size(index))
+        if not fetch.take(Road.HTTP, index, chunk):
+            raise LinkError(f"chunk {index} is not what was signed")
+        await fetch.target.settle(fetch.clock.steady())
+        fetch.show(window)
+        if self._max_rate:  # what is not read yet waits in the sockets, and the server with it
+            await asyncio.sleep(began + len(chunk) / self._max_rate - fetch.clock.steady())
 
 
 def next_run(missing: Iterable[int]) -> range:

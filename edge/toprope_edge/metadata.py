@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from concurrent.futures import Future
-from functools import cached_property
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from toprope_edge.http_client import Answer, HttpClient
 from toprope_shared.digest import sha256
 from toprope_shared.errors import InputError, LinkError
 from toprope_shared.link import RETAINED_TIMEOUT_S, Link
@@ -21,13 +19,9 @@ from toprope_shared.messages import Head, decode
 from toprope_shared.topics import Topics
 from toprope_shared.verdicts import MAX_FILE_BYTES
 
-if TYPE_CHECKING:  # imported by the first read over HTTP, in the worker thread that reads
-    import urllib3
-
 MARGIN_S = 2.0
 NEWEST = 0  # the level in the place of the version where a repository has only one file for a role
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, TOTAL_TIMEOUT_S = 5.0, 10.0, 60.0
-PART_BYTES = 64 << 10
 _LEVEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -80,17 +74,14 @@ def topic_of(topics: Topics, role: str, version: int | None) -> str:
 
 
 class HttpSource:
-    """Metadata from `<base>/<version>.<role>.json`: the cloud's `/trust/`, or any TUF repository."""
+    """Metadata from `<base>/<version>.<role>.json`: the cloud's `/trust/`, or any TUF repository.
+
+    Each file is read in an event loop of its own, by the thread that asks: this road is taken seldom and must not wait for
+    anybody else's loop.
+    """
 
     def __init__(self, base_url: str) -> None:
-        self._base = base_url if base_url.endswith("/") else f"{base_url}/"
-
-    @cached_property
-    def _pool(self) -> urllib3.PoolManager:
-        import urllib3
-
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
-        return urllib3.PoolManager(retries=False, timeout=timeout)
+        self._base = base_url.rstrip("/")
 
     def get(self, role: str, version: int | None) -> bytes:
         """Return a role's metadata; see `trusted.MetadataSource.get`."""
@@ -104,30 +95,38 @@ class HttpSource:
             FileNotFoundError: the server says that there is no such file.
             LinkError: it can't be had now, or drips for longer than `TOTAL_TIMEOUT_S`.
         """
-        import urllib3
-
-        url = self._base + path
+        url = f"{self._base}/{path}"
         try:
-            answer = self._pool.request("GET", url, preload_content=False)
-            try:
-                if answer.status in (403, 404):
-                    raise FileNotFoundError(url)
-                if answer.status != 200:
-                    raise LinkError(f"{url} answers with status {answer.status}")
-                return _read_all(answer, url, limit)
-            finally:
-                answer.close()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise LinkError(f"{url} can't be read: {error}") from error
+            return asyncio.run(self._read(path, limit))
+        except FileNotFoundError:
+            raise FileNotFoundError(url) from None
+        except (LinkError, TimeoutError) as error:
+            raise LinkError(f"{url} can't be read: {error or 'it did not end in time'}") from error
+
+    async def _read(self, path: str, limit: int) -> bytes:
+        client = HttpClient(self._base, connect_s=CONNECT_TIMEOUT_S)
+        try:
+            async with asyncio.timeout(TOTAL_TIMEOUT_S):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S + READ_TIMEOUT_S):
+                    answer = await client.begin("GET", f"/{path}")
+                try:
+                    return await _body(answer, limit)
+                finally:
+                    answer.close()
+        finally:
+            client.close()
 
 
-def _read_all(answer: urllib3.BaseHTTPResponse, url: str, limit: int) -> bytes:
-    end = time.monotonic() + TOTAL_TIMEOUT_S
+async def _body(answer: Answer, limit: int) -> bytes:
+    if answer.status in (403, 404):
+        raise FileNotFoundError
+    if answer.status != 200:
+        raise LinkError(f"it answers with status {answer.status}")
     data = bytearray()
-    while len(data) < limit and (part := answer.read1(min(PART_BYTES, limit - len(data)))):
+    while len(data) < limit:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            part = await answer.some()
+        if not part:
+            break
         data += part
-        if time.monotonic() > end:
-            raise LinkError(f"{url} did not end within {TOTAL_TIMEOUT_S:g} s")
-    return bytes(data)
+    return bytes(data[:limit])

@@ -14,7 +14,7 @@ def wire() -> CloudWire:
 
 async def test_making_ready_takes_of_the_callers_time() -> None:
     async with wire() as opened:
-        with pytest.raises(CloudError, match="before the first call was ready") as told:
+        with pytest.raises(CloudError, match="did not answer in time") as told:
             await opened.send("GET", "/", left_s=0.0)
     assert told.value.reason is CloudReason.CLOUD_TIMEOUT
 
