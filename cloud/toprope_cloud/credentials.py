@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from pathlib import Path
 
 from toprope_cloud.broker import BrokerFiles
@@ -12,6 +11,7 @@ from toprope_cloud.settings import CloudSettings
 from toprope_cloud.tokens import TokenProof
 from toprope_shared.clock import Clock
 from toprope_shared.errors import InputError
+from toprope_shared.loopback import is_loopback
 from toprope_shared.serving.api_keys import FILE, ApiKeys
 from toprope_shared.serving.gate import Caller, Gate, Proof
 from toprope_shared.topics import Topics
@@ -96,13 +96,3 @@ def check_address(settings: CloudSettings) -> None:
             f'the inference doors would be open to everybody who reaches {settings.host}; set auth = "on" and make keys with '
             'toprope cloud api-key add NAME (enrolled devices have theirs), or set auth = "off" if something else guards them'
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches an address; a name other than localhost may be anybody's."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -45,10 +45,12 @@ from toprope_shared.errors import InputError
 from toprope_shared.link import Address, Link, Will
 from toprope_shared.messages import DesiredRelease, DeviceState, encode
 from toprope_shared.profiles import find_profile
+from toprope_shared.serving.access_log import AccessLog
 from toprope_shared.serving.app import build_app, listen, serve
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.local_socket import unix_socket
 from toprope_shared.serving.metrics import Metrics
+from toprope_shared.serving.tracing import Tracing
 from toprope_shared.topics import Topics
 from toprope_shared.trust import TrustClient
 from toprope_shared.trying import Shadow
@@ -95,6 +97,7 @@ class Agent:
         self._changed = asyncio.Event()
         self._serving = asyncio.Event()
         engines = _engines(settings.engines)
+        self._tracing = Tracing.open(settings.traces, "toprope-edge") if settings.traces else None
         self._link = _link(settings, credentials, self._session)
         self._fetcher = self._make_fetcher()
         self._runtime = Runtime(
@@ -193,9 +196,19 @@ class Agent:
 
     async def run(self, socks: tuple[socket.socket, ...], stack: AsyncExitStack) -> None:
         """Open what is on disk, then serve and follow the channel until a signal comes."""
+        if self._tracing:
+            stack.push_async_callback(asyncio.to_thread, self._tracing.close)
         await stack.enter_async_context(self._runtime)
         await self._updates.restore()
-        way = await open_way(self._settings, self._state_folder, self._session, clock=self._clock, stack=stack)
+        way = await open_way(
+            self._settings,
+            self._state_folder,
+            self._session,
+            clock=self._clock,
+            stack=stack,
+            authorization=self._credentials.authorization(),
+            tracing=self._tracing,
+        )
         counts = Counts(self._runtime.manifest)
         self._registry.register(CountsCollector(counts))
         plane = self._make_plane(way, counts)
@@ -232,7 +245,14 @@ class Agent:
             self._runtime, catalogue, way.client, site=way.site, spool=way.spool, tokens=way.tokens, clock=self._clock
         )
         seen = Observer(router, self._runtime, self._watched)
-        return DataPlane(Counting(seen, counts), metrics=Metrics(self._registry), clock=self._clock)
+        form = self._settings.access_log
+        return DataPlane(
+            Counting(seen, counts),
+            metrics=Metrics(self._registry),
+            clock=self._clock,
+            access=AccessLog(form) if form else None,
+            tracing=self._tracing,
+        )
 
     def _say_ready(self) -> None:
         self._serving.set()

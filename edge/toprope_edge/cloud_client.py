@@ -27,6 +27,7 @@ from toprope_shared.clock import Clock, SystemClock
 from toprope_shared.errors import RequestError
 from toprope_shared.inference import CloudReason, InferenceRequest, InferenceResponse, Reason
 from toprope_shared.serving.binary import encode_request
+from toprope_shared.serving.tracing import Tracing
 
 __all__ = ["CloudClient", "CloudError", "Errand"]
 
@@ -79,6 +80,7 @@ class CloudClient:
         budget: what may be spent; None is no limit.
         receipts: where every request is written down; None nowhere.
         memory: told before and after every request; None is nobody.
+        tracing: makes a span of every call, which the cloud's is a child of; None makes none.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class CloudClient:
         budget: Budget | None = None,
         receipts: ReceiptLog | None = None,
         memory: CloudMemory | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.breaker = breaker
         self._url = url
@@ -111,6 +114,7 @@ class CloudClient:
         self._budget = budget
         self._receipts = receipts
         self._memory = memory
+        self._tracing = tracing
         self._latencies = Latencies(self._clock)
         self._calls = 0
         self._room = min(FIRST_CALLS, max_calls)
@@ -178,7 +182,7 @@ class CloudClient:
         until = min(started + self._total_s, math.inf if request.deadline is None else request.deadline)
         self._calls += 1
         try:
-            response = await self._ask(request, errand, permit, until)
+            response = await self._traced(request, errand, permit, until)
         except CloudError as error:
             self._tell(permit, error, until - started)
             raise
@@ -199,6 +203,27 @@ class CloudClient:
         self._latencies.add(seconds)
         self._room = min(self._room + 1, self._max_calls)
         return replace(response, provenance=replace(response.provenance, cloud_ms=seconds * 1000))
+
+    async def _traced(self, request: InferenceRequest, errand: Errand, permit: Permit, until: float) -> InferenceResponse:
+        """Ask within a span, whose context travels with the request."""
+        if self._tracing is None:
+            return await self._ask(request, errand, permit, until)
+        span = self._tracing.begin("cloud", request.headers, "client")
+        said: dict[str, str] = {"toprope.model": request.model, "toprope.reason": str(errand.reason)}
+        status = 0
+        try:
+            request = replace(request, headers={**request.headers, **span.headers()})
+            response = await self._ask(request, errand, permit, until)
+            status = 200
+            return response
+        except CloudError as error:
+            said["toprope.cloud_reason"] = str(error.reason)
+            raise
+        except RequestError as error:
+            said["error.type"], status = error.code, 400
+            raise
+        finally:
+            span.end(status, said)
 
     async def _ask(self, request: InferenceRequest, errand: Errand, permit: Permit, until: float) -> InferenceResponse:
         self._note()  # the call counts from here on, even if it is what ends this process

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from toprope_edge import cloud_memory, spool
 from toprope_edge.breaker import Breaker
@@ -24,6 +25,8 @@ from toprope_edge.receipts import ReceiptLog
 from toprope_edge.settings import NONE, EdgeSettings
 from toprope_edge.spool import Spool
 from toprope_shared.clock import Clock
+from toprope_shared.loopback import is_loopback
+from toprope_shared.serving.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,16 @@ class CloudWay:
     tokens: Tokens
 
 
-async def open_way(settings: EdgeSettings, state: Path, session: int, *, clock: Clock, stack: AsyncExitStack) -> CloudWay:
+async def open_way(
+    settings: EdgeSettings,
+    state: Path,
+    session: int,
+    *,
+    clock: Clock,
+    stack: AsyncExitStack,
+    authorization: str = "",
+    tracing: Tracing | None = None,
+) -> CloudWay:
     """Open everything, as long as the stack is open.
 
     Args:
@@ -56,6 +68,8 @@ async def open_way(settings: EdgeSettings, state: Path, session: int, *, clock: 
         session: the number of this start, which sets its receipts apart.
         clock: for everything.
         stack: closes it.
+        authorization: what the device shows the cloud; empty shows nothing.
+        tracing: makes spans of the calls.
 
     Raises:
         InputError: a rule of privacy is for nothing.
@@ -63,13 +77,24 @@ async def open_way(settings: EdgeSettings, state: Path, session: int, *, clock: 
     site, tokens = SitePrivacy(settings.cloud_privacy), Tokens()
     client = None
     if settings.cloud != NONE:
-        client = await _open_client(settings, state, session, tokens, clock=clock, stack=stack)
+        client = _make_client(settings, state, session, tokens, authorization, tracing, clock=clock, stack=stack)
+        await stack.enter_async_context(client)
     return CloudWay(client, _open_spool(settings, state, clock=clock, stack=stack), site, tokens)
 
 
-async def _open_client(
-    settings: EdgeSettings, state: Path, session: int, tokens: Tokens, *, clock: Clock, stack: AsyncExitStack
+def _make_client(
+    settings: EdgeSettings,
+    state: Path,
+    session: int,
+    tokens: Tokens,
+    authorization: str,
+    tracing: Tracing | None,
+    *,
+    clock: Clock,
+    stack: AsyncExitStack,
 ) -> CloudClient:
+    if authorization and overheard(settings.cloud):
+        logger.warning("the device's password goes to %s unencrypted; give the cloud an https:// address", settings.cloud)
     writer = ThreadPoolExecutor(1, thread_name_prefix="receipts")
     budget = Budget(settings.cloud_budgets, window_s=settings.cloud_window, clock=clock)
     breaker = Breaker(clock, on_change=lambda: memory.note() if memory else None)
@@ -78,10 +103,23 @@ async def _open_client(
         stack.callback(memory.close)
     stack.callback(writer.shutdown)
     receipts = ReceiptLog(state, session=str(session), writer=writer, clock=clock, limit_bytes=settings.receipts_bytes)
-    client = CloudClient(
-        settings.cloud, breaker, clock=clock, tokens=tokens, budget=budget, receipts=receipts, memory=memory
+    return CloudClient(
+        settings.cloud,
+        breaker,
+        clock=clock,
+        headers={"Authorization": authorization} if authorization else None,
+        tokens=tokens,
+        budget=budget,
+        receipts=receipts,
+        memory=memory,
+        tracing=tracing,
     )
-    return await stack.enter_async_context(client)
+
+
+def overheard(url: str) -> bool:
+    """Say whether what is sent to an address can be read on the way: it leaves this machine without TLS."""
+    parts = urlsplit(url)
+    return parts.scheme != "https" and not is_loopback(parts.hostname or "")
 
 
 def _open_memory(path: Path, writer: Executor, breaker: Breaker, budget: Budget) -> CloudMemory | None:

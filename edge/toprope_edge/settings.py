@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -52,6 +53,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pinned: models that are never closed to make room.
         quick_us: a call that is expected to take fewer microseconds runs on the event loop; 0 is none.
         telemetry_seconds: seconds between two messages of counts and histograms; 0 sends none.
+        access_log: a line for each request at the local doors on standard output, `json` or `text`; empty writes none.
+        traces: URL of an OTLP collector for traces; `otel` leaves it to OpenTelemetry's variables, empty sends none.
         stale_after: seconds without fresh trust metadata after which the device raises the alarm.
         http_after: seconds without fresh trust metadata from the broker after which the cloud is asked over HTTP.
         bindings: MQTT topics that models answer on, a table [[edge.bindings]] each; see `binding_settings.Binding`.
@@ -89,6 +92,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bindings: tuple[dict[str, Any], ...] = ()
     telemetry_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     topic_prefix: str = PREFIX
+    access_log: Literal["", "json", "text"] = ""
+    traces: str = ""
     log_level: str = "info"
 
 
@@ -99,6 +104,10 @@ class Enrolment(msgspec.Struct, frozen=True):
     username: str
     password: str
     client_id: str
+
+    def authorization(self) -> str:
+        """Return what the device shows the cloud over HTTP (RFC 7617)."""
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 def _enrolment_folder(settings: EdgeSettings, home: Path) -> Path:

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from toprope_cloud import ceremony
 from toprope_cloud.broker import BrokerFiles
-from toprope_cloud.credentials import is_loopback, make_gate
+from toprope_cloud.credentials import make_gate
 from toprope_cloud.credentials_cli import api_key_app
 from toprope_cloud.keys import Keyring
 from toprope_cloud.layout import Layout
 from toprope_cloud.settings import CloudSettings
 from toprope_shared.errors import InputError, NotAdmittedError
+from toprope_shared.loopback import is_loopback
 from toprope_shared.serving.gate import Gate
 
 
