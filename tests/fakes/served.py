@@ -25,7 +25,8 @@ def served(backend: Backend) -> Iterator[str]:
         assert task
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
         try:
-            await serve(build_app(DataPlane(backend)), sock, ready=started.set, grace_s=1)
+            plane = DataPlane(backend)
+            await serve(build_app(plane), sock, ready=started.set, grace_s=1, plane=plane)
         except asyncio.CancelledError:
             task.uncancel()
 

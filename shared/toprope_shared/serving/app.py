@@ -24,13 +24,16 @@ from starlette.types import ASGIApp
 
 from toprope_shared.errors import InputError, TopropeError
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.hot_check import protocol_for
+from toprope_shared.serving.hot_path import HotPath
 from toprope_shared.serving.http_errors import exception_handlers, to_response
 from toprope_shared.serving.inlet import Inlet
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.open_inference import OpenInferenceDoor
-from toprope_shared.serving.patience import Patience, impatient, sweep
+from toprope_shared.serving.patience import Patience, PatientHttp, impatient, sweep
 from toprope_shared.serving.tfserving import TensorFlowServingDoor
 from toprope_shared.serving.torchserve import TorchServeDoor
+from toprope_shared.serving.visits import guarded_route
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +49,19 @@ _T = TypeVar("_T")
 
 def routes(plane: DataPlane) -> list[Route]:
     """Return the routes of every door, and of the metrics where the plane counts."""
-    doors = (OpenInferenceDoor(plane), TensorFlowServingDoor(plane), TorchServeDoor(plane))
-    found = [route for door in doors for route in door.routes()]
+    found = [guarded_route(plane, route) for door in _doors(plane) for route in door.routes()]
     if plane.metrics:
         found += metrics_routes(plane.metrics)
     return found
+
+
+def hot_path(plane: DataPlane) -> HotPath:
+    """Return what answers the doors' inference requests before the app is asked."""
+    return HotPath(plane, [door.hot_road() for door in _doors(plane)])
+
+
+def _doors(plane: DataPlane) -> tuple[OpenInferenceDoor, TensorFlowServingDoor, TorchServeDoor]:
+    return OpenInferenceDoor(plane), TensorFlowServingDoor(plane), TorchServeDoor(plane)
 
 
 def metrics_routes(metrics: Metrics) -> list[Route]:
@@ -146,6 +157,7 @@ async def serve(
     grace_s: float = GRACE_S,
     patience: Patience = USUAL,
     inlet: Inlet | None = None,
+    plane: DataPlane | None = None,
 ) -> None:
     """Serve on every socket at once until cancelled, then let the requests that run finish.
 
@@ -156,13 +168,14 @@ async def serve(
         grace_s: seconds that running requests have after the cancellation.
         patience: what each client is granted.
         inlet: where connections come in that another process has accepted.
+        plane: whose doors' inference requests are answered on the hot path; None leaves all to the app.
 
     Raises:
         TopropeError: the app's own start failed; the log says why.
     """
     config = uvicorn.Config(
         app,
-        http=impatient(patience),
+        http=impatient(patience, await protocol_for(hot_path(plane)) if plane else PatientHttp),
         ws="none",
         log_config=None,
         access_log=False,

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from toprope_shared.serving.dataplane import forwarded
 from toprope_shared.serving.http_errors import error_reply, to_response
 from toprope_shared.serving.replies import Reply
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+from toprope_shared.serving.visits import identify, told_back
 
 
 def named(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers by lower-case name, with a request id: the caller's, or a new one where that is missing or odd."""
     lower = {name.lower(): value for name, value in headers.items()}
-    if not _REQUEST_ID.fullmatch(lower.get("x-request-id", "")):
-        lower["x-request-id"] = uuid.uuid4().hex
+    identify(lower)
     return lower
 
 
@@ -35,11 +30,7 @@ async def guarded(headers: Mapping[str, str], work: Callable[[], Awaitable[Reply
         reply = await work()
     except Exception as error:  # the border: every error becomes a reply, and one that is not ours is logged there
         reply = error_reply(error)
-    kept = forwarded(headers)
-    extra = {"X-Request-Id": kept["x-request-id"]}
-    if "traceparent" in kept:
-        extra["traceparent"] = kept["traceparent"]
-    return reply.plus(extra)
+    return reply.plus(told_back(headers))
 
 
 def endpoint(handler: Callable[[Request, Mapping[str, str]], Awaitable[Reply]]) -> Callable[[Request], Awaitable[Response]]:

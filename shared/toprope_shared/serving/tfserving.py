@@ -23,6 +23,7 @@ from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane, Exchange
 from toprope_shared.serving.doors import endpoint
 from toprope_shared.serving.replies import JSON_TYPE, Reply, json_reply
+from toprope_shared.serving.roads import PLAIN, HotRoad
 from toprope_shared.serving.tfexamples import check_method, read_examples, write_classifications, write_regressions
 from toprope_shared.serving.tfexplain import DATATYPES
 from toprope_shared.serving.tfjson import SIGNATURE, read_predict, write_predict
@@ -101,6 +102,12 @@ class TensorFlowServingDoor:
             Route("/", endpoint(self._alive)),
             _CaselessRoute("/v1/{rest:path}", endpoint(self._any), methods=["GET", "POST"]),
         ]
+
+    def hot_road(self) -> HotRoad:
+        """Return which requests may take the hot road."""
+        version = r"(?P<version>\d{1,18}|\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?)"
+        pattern = rf"/v1/models/(?P<model>{PLAIN})(?:/versions/{version})?:predict"
+        return HotRoad(re.compile(pattern), PredictExchange, self.predict)
 
     async def predict(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer a predict request, whatever transport brought it.

@@ -6,6 +6,7 @@ inference API and `InferenceRequestHandler.java`; the envelopes of its KServe ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from toprope_shared.serving.doors import endpoint
 from toprope_shared.serving.forms import MULTIPART, URLENCODED, field_of
 from toprope_shared.serving.http_errors import error_reply
 from toprope_shared.serving.replies import JSON_TYPE, Reply, json_reply
+from toprope_shared.serving.roads import PLAIN, HotRoad
 from toprope_shared.serving.tfexplain import is_b64
 from toprope_shared.serving.tfjson import array_of, read_predict, write_predict
 from toprope_shared.serving.tfjson import value_of as json_value
@@ -135,6 +137,11 @@ class TorchServeDoor:
             Route("/models", endpoint(self._models)),
         ]
 
+    def hot_road(self) -> HotRoad:
+        """Return which requests may take the hot road."""
+        pattern = rf"/predictions/(?P<model>{PLAIN})(?:/(?P<version>{PLAIN}))?"
+        return HotRoad(re.compile(pattern), PredictionExchange, self.predict, _refused)
+
     async def predict(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer a prediction, whatever transport brought it.
 
@@ -149,7 +156,7 @@ class TorchServeDoor:
             body = await read_body(request, self._plane.body_limit)
             return await compressed(await self.predict(model, version, headers, body), headers)
         except Exception as error:  # the border: the same error as at every door, with TorchServe's words beside it
-            return _in_their_words(error, error_reply(error), version)
+            return _refused(error, version)
 
     async def _ping(self, request: Request, headers: Mapping[str, str]) -> Reply:
         ready = self._plane.backend.ready()
@@ -158,6 +165,10 @@ class TorchServeDoor:
     async def _models(self, request: Request, headers: Mapping[str, str]) -> Reply:
         names = dict.fromkeys(status.manifest.model for status in self._plane.backend.models())
         return json_reply({"models": [{"modelName": name, "modelUrl": f"/v2/models/{name}"} for name in names]})
+
+
+def _refused(error: Exception, version: str | None) -> Reply:
+    return _in_their_words(error, error_reply(error), version)
 
 
 def _in_their_words(error: Exception, reply: Reply, version: str | None) -> Reply:

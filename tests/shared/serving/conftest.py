@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import NotFoundError
-from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus, Origin, Provenance
+from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelState, ModelStatus, Origin, Provenance
 from toprope_shared.manifest import (
     Artifact,
     Fallback,
@@ -89,6 +89,8 @@ class Held:
     manifest: Manifest
     run: Run
     ready: bool = True
+    names: tuple[str, ...] = ()
+    stage: ModelState | None = None
 
 
 @dataclass
@@ -125,7 +127,14 @@ class Shelf:
 
     def models(self) -> tuple[ModelStatus, ...]:
         return tuple(
-            ModelStatus(held.manifest, held.ready, "" if held.ready else "it was unloaded", "onnxruntime_onnx")
+            ModelStatus(
+                held.manifest,
+                held.ready,
+                "" if held.ready else "it was unloaded",
+                "onnxruntime_onnx",
+                stage=held.stage,
+                labels=held.names,
+            )
             for held in self.models_
         )
 
@@ -153,6 +162,25 @@ def echo(inputs: Tensors) -> Tensors:
 def _echo(model: str, *specs: TensorSpec) -> Held:
     outputs = [TensorSpec(f"out_{spec.name}", spec.datatype, spec.shape) for spec in specs]
     return Held(make_manifest(model, list(specs), outputs), echo)
+
+
+def colours() -> Held:
+    """Return a classifier whose scores are its first input, its second and their sum."""
+    x, scores = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("scores", "FP32", (-1, 3))
+    manifest = make_manifest("colours", [x], [scores], labels=("red", "green", "blue"))
+    return Held(manifest, lambda t: {"scores": np.c_[t["x"], t["x"].sum(axis=1)].astype(np.float32)}, names=("stable",))
+
+
+def slope() -> Held:
+    """Return a regression of three kinds of inputs: a + b[0] * b[1], and 100 more where `on`."""
+    specs = [TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "INT64", (-1, 2)), TensorSpec("on", "BOOL", (-1, 1))]
+    manifest = make_manifest("slope", specs, [TensorSpec("y", "FP32", (-1, 1))])
+
+    def run(tensors: Tensors) -> Tensors:
+        y = tensors["a"] + tensors["b"].prod(axis=1) + 100 * tensors["on"][:, 0]
+        return {"y": y.astype(np.float32)[:, np.newaxis]}
+
+    return Held(manifest, run)
 
 
 def make_shelf() -> Shelf:
@@ -202,6 +230,9 @@ def make_shelf() -> Shelf:
             strings,
             odd,
             uneven,
+            colours(),
+            slope(),
+            Held(make_manifest("twin", [x], [y]), lambda t: {"y": t["x"]}),
             _echo("half", TensorSpec("x", "FP16", (-1,))),
             _echo("double", TensorSpec("x", "FP64", (-1, -1))),
             _echo("blob", TensorSpec("x", "BYTES", (1,))),
@@ -231,7 +262,8 @@ class Server:
 def running() -> Iterator[Server]:
     """Start one server for all tests."""
     shelf = make_shelf()
-    app = build_app(DataPlane(shelf, metrics=Metrics(CollectorRegistry()), body_limit=BODY_LIMIT))
+    plane = DataPlane(shelf, metrics=Metrics(CollectorRegistry()), body_limit=BODY_LIMIT)
+    app = build_app(plane)
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
     started = threading.Event()
@@ -242,7 +274,7 @@ def running() -> Iterator[Server]:
         loop = asyncio.get_running_loop()
         assert task
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await serve(app, sock, ready=started.set, grace_s=1)
+        await serve(app, sock, ready=started.set, grace_s=1, plane=plane)
 
     def target() -> None:
         try:
@@ -273,5 +305,5 @@ def make_shelf_defaults(shelf: Shelf) -> Shelf:
     shelf.seen.clear()
     shelf.provenance = Provenance(Origin.EDGE, f"sha256:{DIGEST}", "onnxruntime/1.32.0;float32", edge_ms=0.5)
     for held in shelf.models_:
-        held.ready = True
+        held.ready, held.stage = True, None
     return shelf

@@ -1,0 +1,238 @@
+"""Takes inference requests off the wire before the ASGI cycle, and writes their answers straight back.
+
+uvicorn's protocol, as `PatientHttp` has it, asks `HotPath` about each request's raw path. What that knows is answered here; all
+else goes on to the app: other paths and methods, queries and escapes, `Expect: 100-continue`, chunked bodies, bodies over
+the limit, HTTP/1.0, upgrades, and pages of other origins (whose headers a middleware adds).
+
+The answers keep the order of a pipeline, write flow control, the keep-alive timer and the graceful end, because a request
+stands where uvicorn keeps its own cycle: `HotCycle` has what uvicorn asks a cycle for. That is private API of uvicorn: its
+version is pinned, `check` tries it out at start, and without it the app answers everything (see decisions/0014).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from toprope_shared.serving.hot_path import HotCall, HotPath, Target
+from toprope_shared.serving.http_errors import error_reply
+from toprope_shared.serving.patience import PatientHttp
+from toprope_shared.serving.replies import Reply
+
+logger = logging.getLogger(__name__)
+
+# Joining a larger body to its head would copy it once more than sending both.
+JOINED_BYTES = 64 * 1024
+MAX_LINES = 4096
+_DECLINED = ("expect", "transfer-encoding", "upgrade", "origin")
+# Each value of these is new, so keeping their lines would only fill the memory.
+_EACH_NEW = frozenset({"Server-Timing", "X-Request-Id", "traceparent"})
+_BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_lines: dict[tuple[str, str], bytes] = {}
+
+
+class HotCycle:
+    """One request on the hot path, in the place where uvicorn keeps a cycle of ASGI."""
+
+    __slots__ = (
+        "call",
+        "complete",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "parts",
+        "protocol",
+        "response_complete",
+        "response_started",
+        "target",
+        "turn",
+    )
+
+    def __init__(self, protocol: HotHttp, target: Target, headers: dict[str, str], keep_alive: bool) -> None:
+        self.protocol = protocol
+        self.target = target
+        self.headers = headers
+        self.keep_alive = keep_alive
+        self.parts: list[bytes] = []
+        self.call: HotCall | None = None
+        self.complete = False  # the body is here
+        self.turn = False  # all before it in the pipeline are answered
+        self.disconnected = self.response_started = self.response_complete = False
+
+    @property
+    def message_event(self) -> HotCycle:
+        """What uvicorn sets when the connection is lost: here, the cycle itself."""
+        return self
+
+    def set(self) -> None:
+        """Stop the work for a caller who is gone."""
+        if self.disconnected and self.call:
+            self.call.cancel()
+
+    def answer(self, reply: Reply) -> None:
+        """Send the reply."""
+        self.protocol.answer(self, reply)
+
+
+class HotHttp(PatientHttp):
+    """uvicorn's protocol with the hot path; `heated` gives it one."""
+
+    hot: HotPath
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self._running: HotCycle | None = None
+        self._held = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop what runs for a caller who is gone; uvicorn itself tells only the newest request."""
+        super().connection_lost(exc)
+        if self._running:
+            self._running.disconnected = True
+            self._running.set()
+
+    def on_message_begin(self) -> None:
+        """Begin a request; what only ASGI needs is made when it turns out to be for the app."""
+        self.begin_head()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        """Take the request, or leave it to the app."""
+        target = self.hot.find(self.url)
+        headers = self._takes() if target else None
+        if target is None or headers is None:
+            url, expects, raw = self.url, self.expect_100_continue, self.headers
+            HttpToolsProtocol.on_message_begin(self)
+            self.url, self.expect_100_continue = url, expects
+            self.headers += raw
+            super().on_headers_complete()
+            return
+        self.begin_body()
+        before = self.cycle
+        cycle: Any = HotCycle(self, target, headers, self.parser.should_keep_alive())
+        self.cycle = cycle
+        if before is None or before.response_complete:
+            cycle.turn = True
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body."""
+        cycle: Any = self.cycle
+        if type(cycle) is not HotCycle:
+            super().on_body(body)
+        elif not self._cut:
+            cycle.parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """Answer, if it is this request's turn."""
+        cycle: Any = self.cycle
+        if type(cycle) is not HotCycle:
+            super().on_message_complete()
+            return
+        self.end_request()
+        if not self._cut:
+            cycle.complete = True
+            if cycle.turn:
+                self._begin(cycle)
+
+    def answer(self, cycle: HotCycle, reply: Reply) -> None:
+        """Write a reply and go on to the next request of the pipeline."""
+        if cycle.response_complete or self._cut or self.transport.is_closing():
+            return
+        try:
+            head = self._head(reply, cycle.keep_alive)
+        except Exception as error:
+            reply = error_reply(error)
+            head = self._head(reply, cycle.keep_alive)
+        if len(reply.body) < JOINED_BYTES:
+            self.transport.write(head + reply.body)
+        else:
+            self.transport.writelines((head, reply.body))
+        cycle.response_started = cycle.response_complete = True
+        self._running = None
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request once the client has taken enough of what was sent."""
+        if self.flow.write_paused and not self.transport.is_closing():
+            self._held = True
+            self.flow.pause_reading()
+            return
+        if not self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        cycle, app = self.pipeline.pop()
+        if not self.pipeline:
+            self.flow.resume_reading()
+        self._start_asgi_task(cycle, app)
+
+    def resume_writing(self) -> None:
+        """Go on after a client has read."""
+        super().resume_writing()
+        if self._held:
+            self._held = False
+            self.on_response_complete()
+
+    def _takes(self) -> dict[str, str] | None:
+        """Return the request's headers by name if it is for the hot path."""
+        parser = self.parser
+        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or self.limit_concurrency is not None:
+            return None
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
+        length = headers.get("content-length", "")
+        if len(length) > 19 or not length.isdecimal() or int(length) > self.hot.body_limit:
+            return None
+        if any(name in headers for name in _DECLINED) or self._head_bytes() > self.patience.head_bytes:
+            return None
+        return headers
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if type(cycle) is not HotCycle:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.turn = True
+        if cycle.complete:  # not at once: a long pipeline of quick answers must not become a deep recursion
+            self.loop.call_soon(self._begin, cycle)
+
+    def _begin(self, cycle: HotCycle) -> None:
+        if self._cut or self.transport.is_closing():
+            return
+        parts = cycle.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._running = cycle
+        call = self.hot.begin(cycle.target, cycle.headers, body, cycle.answer, self.tasks)
+        if not cycle.response_complete:
+            cycle.call = call
+
+    def _head(self, reply: Reply, keep_alive: bool) -> bytes:
+        parts = [STATUS_LINE[reply.status]]
+        for name, value in self.server_state.default_headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts += [_lines.get(item) or _line(item) for item in reply.headers.items()]
+        parts.append(b"content-length: %d\r\n\r\n" if keep_alive else b"content-length: %d\r\nconnection: close\r\n\r\n")
+        return b"".join(parts[:-1]) + parts[-1] % len(reply.body)
+
+
+def _line(item: tuple[str, str]) -> bytes:
+    name, value = item
+    if _BAD.search(value):
+        raise ValueError(f"the answer's header {name} holds a control character")
+    line = f"{name.lower()}: {value}\r\n".encode("latin-1")
+    if name not in _EACH_NEW and len(_lines) < MAX_LINES:
+        _lines[item] = line
+    return line
+
+
+def heated(hot: HotPath) -> type[HotHttp]:
+    """Return the protocol with a hot path."""
+    return type(HotHttp.__name__, (HotHttp,), {"hot": hot})
