@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tomllib
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ def load(cls: type[T], section: str, flags: Mapping[str, Any], *, file: Path | N
         flags: values given on the command line; None is not given.
         file: the TOML file; without it `toprope.toml` in the current folder and then in `home()`.
 
+    A room with the setting `traces` takes `otel` for it where nothing else is said and OpenTelemetry's own variables name a
+    collector.
+
     Raises:
         InputError: the file can't be read, a name is unknown or a value does not fit; the text says where it came from.
     """
@@ -41,10 +45,24 @@ def load(cls: type[T], section: str, flags: Mapping[str, Any], *, file: Path | N
         if text is not None:
             values[field.name] = text.split(",") if _is_list(field.type) else text
     values.update({name: value for name, value in flags.items() if value is not None})
+    if not values.get("traces") and any(field.name == "traces" for field in msgspec.structs.fields(cls)):
+        values["traces"] = "otel" if _has_collector() else ""
     try:
         return msgspec.convert(values, cls, strict=False)
     except msgspec.ValidationError as error:
         raise InputError(f"the settings of [{section}] are wrong: {error}; see docs/reference-settings.md") from error
+
+
+def _has_collector() -> bool:
+    """Say whether OpenTelemetry's own variables name a collector for traces, and there is what sends to it.
+
+    Source: OpenTelemetry, *Environment Variable Specification*.
+    """
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    wanted = not off and any(os.environ.get(name) for name in names)
+    # The parent first: looking for a part of what is not there is an error.
+    return wanted and all(importlib.util.find_spec(name) for name in ("opentelemetry", "opentelemetry.sdk"))
 
 
 def _is_list(kind: Any) -> bool:
