@@ -92,7 +92,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
             )
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(serve(app, sock), name="http"),
+                    group.create_task(serve(app, sock, plane=plane), name="http"),
                     group.create_task(models.keep_warm(), name="models"),
                     group.create_task(publisher.run(), name="publisher"),
                     group.create_task(sender.run(), name="sender"),

@@ -220,7 +220,7 @@ class Agent:
         await stack.enter_async_context(self._link)
         async with asyncio.TaskGroup() as group:
             parts = (
-                serve(build_app(plane, status), *socks, ready=self._say_ready),
+                serve(build_app(plane, status), *socks, ready=self._say_ready, plane=plane),
                 go_on("the sign of life", lambda: beat(self._notifier, lambda: door_answers(host, port))),
                 go_on("telemetry", self._teller(counts).run),
                 go_on("the watch on connections", self._wake_on_connections),
