@@ -1,7 +1,8 @@
 """HTTP exchanges with the agent from a blocking program: kept-alive connections, one deadline for each exchange as a whole.
 
-Sockets and an HTTP parser (httptools, as the server has), nothing else. A connection that an agent has closed in the meantime
-is replaced and the request sent once more, which inference allows: asking twice changes nothing.
+Sockets and an HTTP parser (httptools, as the server has), nothing else. A connection that the agent has closed in the meantime
+is noticed before a request goes out on it, and replaced. A request that may have reached an agent is sent once more only where
+its caller says that this changes nothing: a model that keeps state between calls would hear it twice.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from toprope_shared.serving.replies import Reply
 MAX_IDLE = 16
 MAX_ANSWER_BYTES = 256 << 20
 READ_BYTES = 256 << 10
+IDLE_S = 4.0  # below the 5 s after which the agent closes: whoever closes first does not meet a closed one
 CONNECT_S = 5.0
 
 
@@ -95,7 +97,15 @@ def left(until: float) -> float:
 
 
 class StaleError(Exception):
-    """A kept-alive connection was closed before it brought a byte of the answer."""
+    """A kept-alive connection was closed before it brought a byte of the answer.
+
+    Args:
+        sent: whether any of the request went out.
+    """
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__(sent)
+        self.sent = sent
 
 
 class _Incoming:
@@ -106,6 +116,8 @@ class _Incoming:
         self.parts: list[bytes] = []
         self.size = 0
         self.done = False
+        self.again = False
+        self.parser: HttpResponseParser | None = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -116,6 +128,7 @@ class _Incoming:
 
     def on_message_complete(self) -> None:
         self.done = True
+        self.again = self.parser is not None and self.parser.should_keep_alive()  # afterwards the parser has forgotten it
 
 
 @dataclass(slots=True)
@@ -125,6 +138,22 @@ class Connection:
     sock: socket.socket
     buffer: bytearray = field(default_factory=lambda: bytearray(READ_BYTES))
     used: bool = False
+    since: float = 0.0
+    sent: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether the agent still holds the other end, as far as this side can know before it sends."""
+        if time.monotonic() - self.since > IDLE_S:
+            return False
+        try:
+            self.sock.setblocking(False)
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True  # nothing to read: not even an end
+        except OSError:
+            return False
+        return False
 
     def exchange(self, parts: list[bytes], until: float) -> tuple[Reply, bool]:
         """Send a request and return the answer, and whether the connection may be used again.
@@ -135,7 +164,8 @@ class Connection:
             DeadlineError: the time ran out.
         """
         incoming = _Incoming()
-        parser = HttpResponseParser(incoming)
+        parser = incoming.parser = HttpResponseParser(incoming)
+        self.sent = False
         try:
             broken = self._send(parts, until)
             while not incoming.done:
@@ -145,13 +175,13 @@ class Connection:
                     raise LinkError(f"the agent's answer has more than {MAX_ANSWER_BYTES} bytes")
         except ConnectionError as error:
             if self.used and not incoming.headers:
-                raise StaleError from error
+                raise StaleError(sent=self.sent) from error
             raise LinkError(f"the connection to the agent broke: {error}") from error
         except HttpParserError as error:
             raise LinkError(f"what answered is not an agent: {error}") from error
         self.used = True
         body = incoming.parts[0] if len(incoming.parts) == 1 else b"".join(incoming.parts)
-        return Reply(parser.get_status_code(), body, incoming.headers), parser.should_keep_alive()
+        return Reply(parser.get_status_code(), body, incoming.headers), incoming.again
 
     def _send(self, parts: list[bytes], until: float) -> ConnectionError | None:
         """Send; a server that has heard enough may have answered and closed, so a broken pipe is told and not raised."""
@@ -160,6 +190,7 @@ class Connection:
             while views:
                 self.sock.settimeout(left(until))
                 sent = self.sock.sendmsg(views)
+                self.sent = True
                 while views and sent >= len(views[0]):
                     sent -= len(views.pop(0))
                 if views and sent:
@@ -202,14 +233,15 @@ class Wire:
         Raises:
             LinkError: nobody listens there.
         """
-        self._give_back(Connection(self.place.open(until)))
+        self._give_back(Connection(self.place.open(until), since=time.monotonic()))
 
-    def send(self, parts: list[bytes], until: float) -> Reply:
+    def send(self, parts: list[bytes], until: float, *, harmless: bool) -> Reply:
         """Send a request and return its answer.
 
         Args:
             parts: the request's bytes; they are not joined.
             until: steady-clock second after which nobody waits.
+            harmless: whether an agent may get it twice: it is sent again where a kept connection breaks before the answer.
 
         Raises:
             LinkError: there is no agent, or the connection broke in mid-answer.
@@ -218,8 +250,12 @@ class Wire:
         connection = self._take() or Connection(self.place.open(until))
         try:
             return self._exchange(connection, parts, until)
-        except StaleError:
+        except StaleError as error:
             self._drop_idle()  # the agent that held these has gone
+            if error.sent and not harmless:
+                raise LinkError(
+                    "the connection to the agent broke; whether it has heard the request is not known"
+                ) from error
         try:
             return self._exchange(Connection(self.place.open(until)), parts, until)
         except StaleError as error:  # not of a new connection
@@ -237,6 +273,7 @@ class Wire:
             connection.sock.close()
             raise
         if again:
+            connection.since = time.monotonic()
             self._give_back(connection)
         else:
             connection.sock.close()
@@ -251,7 +288,12 @@ class Wire:
                 idle, self._idle = self._idle, []
                 for one in idle:
                     one.sock.close()
-            return self._idle.pop() if self._idle else None
+            while self._idle:
+                found = self._idle.pop()
+                if found.open:
+                    return found
+                found.sock.close()
+            return None
 
     def _give_back(self, connection: Connection) -> None:
         with self._lock:

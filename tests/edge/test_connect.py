@@ -298,7 +298,18 @@ def said(body: bytes, status: str = "200 OK", length: int | None = None) -> byte
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
-def test_a_request_on_a_connection_that_died_meanwhile_is_sent_once_more() -> None:
+def test_calls_share_one_kept_alive_connection() -> None:
+    def script(sock: socket.socket, number: int) -> None:
+        while read_request(sock):
+            sock.sendall(said(b"[]"))
+
+    with scripted(script) as (url, connections), toprope_edge.connect(url) as client:
+        for _ in range(5):
+            assert client.models() == ()
+        assert len(connections) == 1
+
+
+def test_a_question_about_models_on_a_connection_that_died_meanwhile_is_sent_once_more() -> None:
     def script(sock: socket.socket, number: int) -> None:
         read_request(sock)
         sock.sendall(said(b"[]"))
@@ -308,6 +319,39 @@ def test_a_request_on_a_connection_that_died_meanwhile_is_sent_once_more() -> No
     with scripted(script) as (url, connections), toprope_edge.connect(url) as client:
         assert client.models() == ()
         assert client.models() == ()
+        assert len(connections) == 2
+
+
+def test_an_inference_that_an_agent_may_have_heard_is_not_sent_again() -> None:
+    heard: list[bytes] = []
+
+    def script(sock: socket.socket, number: int) -> None:
+        read_request(sock)
+        sock.sendall(said(b"[]"))
+        heard.append(read_request(sock))  # and the agent dies over it
+
+    with scripted(script) as (url, connections), toprope_edge.connect(url) as client:
+        client.models()
+        with pytest.raises(LinkError, match="whether it has heard the request is not known"):
+            client.infer("wake", {"x": np.ones((1, 1), np.float32)})
+        assert [request[:5] for request in heard] == [b"POST "]
+        assert len(connections) == 1
+
+
+def test_an_inference_goes_out_on_a_new_connection_where_the_agent_has_closed_the_old_one() -> None:
+    closed = threading.Event()
+
+    def script(sock: socket.socket, number: int) -> None:
+        read_request(sock)
+        sock.sendall(said(b"[]") if number == 1 else said(b'{"error": "heard"}', "404 Not Found"))
+        sock.shutdown(socket.SHUT_RDWR)
+        closed.set()
+
+    with scripted(script) as (url, connections), toprope_edge.connect(url) as client:
+        client.models()
+        assert closed.wait(10)
+        with pytest.raises(RequestError, match="heard"):
+            client.infer("wake", {"x": np.ones((1, 1), np.float32)})
         assert len(connections) == 2
 
 
