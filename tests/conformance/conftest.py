@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from tests.conformance.places import Site, doors
 from tests.conformance.summary import Summary
 
 _KEY = pytest.StashKey[Summary]()
@@ -26,3 +29,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("what other people's suites counted")
         for row in rows:
             terminalreporter.write_line(row)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Start a broker, a cloud service and an agent with the models of `places`."""
+    made = Site(tmp_path_factory.mktemp("site"))
+    yield made
+    made.world.close()
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return host:port of the place that the test names, one of `PLACES`; for indirect parameters."""
+    if request.param == "doors":
+        with doors() as alone:
+            yield alone
+    else:
+        site: Site = request.getfixturevalue("site")
+        yield site.place(request.param)

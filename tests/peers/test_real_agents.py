@@ -9,7 +9,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.journeys.conftest import World, free_port
-from tests.peers.conftest import CACHE, Peer
+from tests.peers.conftest import Peer
+from tests.peers.fetching import environment
 
 import toprope_edge
 from toprope_cloud import mosquitto
@@ -205,15 +205,7 @@ def test_pose_is_what_the_bare_engine_says(site: Site, engine: str) -> None:
 @pytest.fixture(scope="session")
 def triton() -> Path:
     """Return a Python with tritonclient and nothing of ours."""
-    folder = CACHE / "triton"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=120)
-        install = [str(python), "-m", "pip", "install", "--quiet", "tritonclient[http]==2.73.0"]
-        if subprocess.run(install, capture_output=True, check=False, timeout=300).returncode:
-            pytest.skip("tritonclient[http] can't be installed here")
-        (folder / "ready").touch()
-    return python
+    return environment("triton")
 
 
 @pytest.mark.parametrize("form", ["binary", "json"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.peers.conftest import CACHE, Peer
+from tests.peers.conftest import Peer
+from tests.peers.fetching import environment
 
 from toprope_shared import probe
 from toprope_shared.engines import find_engines
@@ -17,6 +18,8 @@ from toprope_shared.tensors import Array, Tensors
 from toprope_training.bundle import Bundle
 from toprope_training.importing.importer import import_model
 from toprope_training.importing.judging import Wish
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -124,15 +127,7 @@ def test_a_pytorch_program_becomes_onnx(tmp_path: Path) -> None:
 
 def _torch() -> Path:
     """Return a Python that has PyTorch beside everything that this one has."""
-    folder = CACHE / "torch"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, timeout=120)
-        install = [str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", "onnxscript"]
-        done = subprocess.run(install, capture_output=True, text=True, check=False, timeout=900)
-        if done.returncode:
-            pytest.skip("PyTorch can't be installed here")
-        (site,) = (folder / "lib").glob("python*/site-packages")
-        (site / "beside.pth").write_text("\n".join(path for path in sys.path if path.startswith(str(CACHE.parents[1]))))
-        (folder / "ready").touch()
+    python = environment("torch")
+    (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    (site / "beside.pth").write_text("\n".join(path for path in sys.path if path.startswith(str(ROOT))))
     return python

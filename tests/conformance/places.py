@@ -1,0 +1,157 @@
+"""The places that foreign clients are sent to: a whole cloud service, a whole agent, and the doors alone in a thread.
+
+The same models everywhere: `affine`, y = 2 x + 1 on three columns called red, green and blue, and `kinds`, which gives every
+datatype back as it came. The doors alone have `strings` too, as text is no matter of releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import urllib3
+from onnx import TensorProto, helper
+from tests.fakes.releases import golden_bytes, store, tiny_release
+from tests.fakes.served import served
+from tests.journeys.conftest import World, write_bundle
+from tests.shared.serving.conftest import Held, Shelf, make_manifest, make_shelf
+
+from toprope_shared.blobs import Blobs
+from toprope_shared.engines import find_engine
+from toprope_shared.manifest import Golden, Manifest
+from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec
+
+PLACES = ("doors", "cloud", "edge")
+AFFINE, KINDS = "affine", "kinds"
+VERSION, COUNTER = "1.2.0", 7
+LABELS = ("red", "green", "blue")
+_NUMBERS = tuple(name for name in NUMPY_TYPES if name != "BYTES")
+_ELEMENTS = {
+    "BOOL": TensorProto.BOOL,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+} | {f"{sign}INT{bits}": getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
+
+
+def affine_file() -> bytes:
+    """Return the ONNX file of y = 2 x + 1."""
+    nodes = [helper.make_node("Mul", ["x", "two"], ["double"]), helper.make_node("Add", ["double", "one"], ["y"])]
+    constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("two", 2.0), ("one", 1.0))]
+    return _file(nodes, {"x": ("FP32", [None, 3])}, {"y": ("FP32", [None, 3])}, constants)
+
+
+def kinds_file() -> bytes:
+    """Return the ONNX file that gives every datatype back."""
+    nodes = [helper.make_node("Identity", [name], [f"out_{name}"]) for name in _NUMBERS]
+    inputs: dict[str, tuple[str, list[int | None]]] = {name: (name, [None]) for name in _NUMBERS}
+    return _file(nodes, inputs, {f"out_{name}": tensor for name, tensor in inputs.items()}, [])
+
+
+def _file(
+    nodes: list[Any],
+    inputs: Mapping[str, tuple[str, list[int | None]]],
+    outputs: Mapping[str, tuple[str, list[int | None]]],
+    constants: list[Any],
+) -> bytes:
+    infos = [
+        [helper.make_tensor_value_info(name, _ELEMENTS[kind], shape) for name, (kind, shape) in tensors.items()]
+        for tensors in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "model", *infos, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def specs(model: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Return the inputs and outputs of a model."""
+    if model == AFFINE:
+        return [TensorSpec("x", "FP32", (-1, 3))], [TensorSpec("y", "FP32", (-1, 3))]
+    return (
+        [TensorSpec(name, name, (-1,)) for name in _NUMBERS],
+        [TensorSpec(f"out_{name}", name, (-1,)) for name in _NUMBERS],
+    )
+
+
+def shelf() -> Shelf:
+    """Return the models in memory, each really open."""
+    made = []
+    for model, file, labels in ((AFFINE, affine_file(), LABELS), (KINDS, kinds_file(), ())):
+        manifest = make_manifest(model, *specs(model), version=VERSION, counter=COUNTER, labels=labels)
+        made.append(Held(manifest, find_engine("onnxruntime").open(file, manifest.inputs, manifest.outputs).run))
+    (strings,) = (held for held in make_shelf().models_ if held.manifest.model == "strings")
+    return Shelf([*made, strings])
+
+
+def release(blobs: Blobs, model: str, counter: int = COUNTER, version: str = VERSION) -> Manifest:
+    """Store a model's release in `blobs` and return its manifest."""
+    file, inputs, outputs = (affine_file() if model == AFFINE else kinds_file()), *specs(model)
+    columns: tuple[int, ...] = (3,) if model == AFFINE else ()
+    given: dict[str, Array] = {
+        spec.name: np.arange(4 * int(np.prod(columns))).reshape(4, *columns).astype(spec.dtype) for spec in inputs
+    }
+    told = {"y": given["x"] * 2 + 1} if model == AFFINE else {f"out_{name}": array for name, array in given.items()}
+    made = tiny_release(blobs, model=model, version=version, counter=counter)
+    (variant,) = made.variants
+    return msgspec.structs.replace(
+        made,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        labels=LABELS if model == AFFINE else (),
+        variants=(msgspec.structs.replace(variant, artifact=store(blobs, file)),),
+        golden=Golden(artifact=store(blobs, golden_bytes(given, told)), rows=4),
+    )
+
+
+class Site:
+    """A broker, a cloud service and an agent as processes, with the models published and in use.
+
+    Args:
+        home: a folder of its own.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.world = World(home)
+        try:
+            self._begin(home)
+        except BaseException:
+            self.world.close()
+            raise
+
+    def _begin(self, home: Path) -> None:
+        world = self.world
+        world.broker()
+        world.cloud()
+        world.device("dev-1")
+        for model in (AFFINE, KINDS):
+            folder, blobs = home / "bundles" / model, Blobs(home / "made" / model)
+            folder.mkdir(parents=True)
+            write_bundle(folder, release(blobs, model), blobs)
+            world.command("release", "publish", str(folder), "--cloud", f"http://{self.place('cloud')}")
+        for model in (AFFINE, KINDS):
+            self._settle(model)
+
+    def _settle(self, model: str) -> None:
+        self.world.until(lambda: self.world.running("dev-1", model) == (VERSION, "COMMITTED"), f"dev-1 to run {model}")
+        self.world.until(lambda: all(self.ready(name, model) for name in PLACES[1:]), f"both ends to be ready for {model}")
+
+    def place(self, name: str) -> str:
+        """Return host:port of `cloud` or `edge`."""
+        return f"127.0.0.1:{self.world.ports['dev-1' if name == 'edge' else name]}"
+
+    def ready(self, name: str, model: str) -> bool:
+        """Say whether a model is ready at a place."""
+        return urllib3.request("GET", f"http://{self.place(name)}/v2/models/{model}/ready", timeout=20).status == 200
+
+
+@contextmanager
+def doors() -> Iterator[str]:
+    """Serve the doors alone, in a thread; give host:port."""
+    with served(shelf()) as place:
+        yield place
