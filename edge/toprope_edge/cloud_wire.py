@@ -30,6 +30,7 @@ _PIECES, _DRIP_BYTES = 12, 64
 _CALLERS_FAULT: dict[int, type[RequestError]] = {400: RequestError, 404: NotFoundError, 422: RequestError}
 _OVERLOADED = frozenset({429, 503})
 _TIMED_OUT = frozenset({408, 504})
+_NOT_ADMITTED = frozenset({401, 403})
 
 
 class CloudError(LinkError):
@@ -187,6 +188,9 @@ def _refused(reply: Reply) -> CloudError | RequestError:
     if reply.status in _OVERLOADED:
         text = f"the cloud has too much to do ({said})"
         return CloudError(text, CloudReason.CLOUD_OVERLOADED, retry_after_s=_retry_after_s(reply))
+    if reply.status in _NOT_ADMITTED:
+        text = f"the cloud does not take this device's credentials ({said}); enrol it again, or see what they are for"
+        return CloudError(text, CloudReason.CLOUD_ERROR)
     if reply.status == 413:
         return CloudError(f"the request is too large for the cloud ({said})", CloudReason.PAYLOAD_TOO_LARGE)
     if reply.status in _TIMED_OUT:

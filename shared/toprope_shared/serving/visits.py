@@ -156,7 +156,9 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         identify(headers)
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
-        model, operate = asked_of(path)
+        # The router has decoded the path, and its word counts; a door that reads the raw path itself has no such parameter.
+        _, operate = asked_of(scope["path"])
+        model = scope.get("path_params", {}).get("model") or asked_of(path)[0]
         visit = Visit(self._plane, scope["method"], path, headers, model)
         flow = _Flow(receive, send)
         try:
