@@ -6,6 +6,7 @@ C++'s `std::to_string` writes it (six decimals for a float), the best first; amo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,15 +36,15 @@ def best_classes(name: str, array: Array, count: int, labels: Sequence[str], *, 
     """
     if (datatype := datatype_of(array)) in _WITHOUT_ORDER:
         raise RequestError(f"class result not available for output {name!r} due to unsupported type {datatype!r}")
-    batched = batched and array.ndim > 0
-    rows = array.reshape(array.shape[0], -1) if batched and array.size else array.reshape(1 if array.size else 0, -1)
-    width = rows.shape[1] if array.size else 0
+    batch = array.shape[:1] if batched else ()
+    width = math.prod(array.shape[len(batch) :])
+    rows = array.reshape(math.prod(batch), width)
     taken = min(count, width)
     named = labels if len(labels) == width else ()
     falling = -rows if rows.dtype.kind == "f" else ~rows  # of whole numbers ~ turns the order and can't overflow
     order = np.argsort(falling, axis=1, kind="stable")[:, :taken]
     flat = bytes_array([_text(row[index], index, named) for row, best in zip(rows, order, strict=True) for index in best])
-    return flat.reshape((array.shape[0], taken) if batched else (taken,))
+    return flat.reshape(*batch, taken)
 
 
 def _text(value: np.generic, index: int, labels: Sequence[str]) -> bytes:

@@ -115,7 +115,7 @@ def _scores(manifest: Manifest) -> str:
         for spec in manifest.outputs
         if len(spec.shape) == 2
         and spec.dtype.kind == "f"
-        and (not manifest.labels or spec.shape[1] in (-1, len(manifest.labels)))
+        and (spec.shape[1] in (-1, len(manifest.labels)) if manifest.labels else spec.shape[1] != 1)
     ]
     chosen = [name for name in fitting if name in calibrated] or fitting
     if len(chosen) != 1:

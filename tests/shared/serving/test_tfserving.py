@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tests.shared.serving.conftest import DIGEST, Server
 
+from toprope_shared.inference import ModelState
+
 
 def predict(server: Server, model: str, body: Any, **headers: str) -> Any:
     answer = server.post(f"/v1/models/{model}:predict", body, **headers)
@@ -129,6 +131,11 @@ ROWS = {"instances": [[1, 2, 3]]}
         ("/v1/models/affine:guess", 400, "Malformed request: POST /v1/models/affine:guess"),
         ("/v1/models/a%2Fb:predict", 404, "Servable not found for request: Latest(a/b)"),
         ("/v1/nothing", 400, "Malformed request: POST /v1/nothing"),
+        (
+            "/v1/models/affine/labels/a/labels/b:predict",
+            400,
+            "Malformed request: POST /v1/models/affine/labels/a/labels/b:predict",
+        ),
         ("/v1/models/affine:explain", 501, "explain is not supported; use predict"),
     ],
 )
@@ -143,6 +150,12 @@ def test_a_wrong_path_is_told_in_the_servers_words(server: Server, path: str, st
         ("affine", b"  \n", "JSON Parse error: The document is empty"),
         ("affine", b"nonsense", "JSON Parse error: Invalid value. at offset: 0"),
         ("affine", b"[1]", "JSON Value: [\n    1\n] Is not object"),
+        ("affine", b'{"instances" 1}', "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
+        ("affine", b"{1}", "JSON Parse error: Missing a name for object member. at offset: 1"),
+        ("affine", b'{"a": "}[', "JSON Parse error: Missing a closing quotation mark in string. at offset: 6"),
+        ("affine", b'{"a": "\\x"}', "JSON Parse error: Invalid escape character in string. at offset: 7"),
+        ("affine", b'{"a]": [1 2]}', "JSON Parse error: Missing a comma or ] after an array element. at offset: 10"),
+        ("affine", b'{"a": [1] "b"}', "JSON Parse error: Missing a comma or } after an object member. at offset: 10"),
         ("affine", {}, "Missing 'inputs' or 'instances' key"),
         ("affine", {"signature_name": 1}, "'signature_name' key must be a string value."),
         ("affine", {"signature_name": "s", **ROWS}, 'Serving signature name: "s" not found in signature def'),
@@ -199,6 +212,7 @@ def test_a_wrong_path_is_told_in_the_servers_words(server: Server, path: str, st
         ("strings", {"inputs": [{"b64": "&"}]}, "Unable to base64 decode"),
         ("strings", {"inputs": [{"b64": "QQ==", "c": 1}]}, "not formatted correctly for base64 data"),
         ("scalar", {"instances": [1]}, "input 'x' has shape [1], expected []"),
+        ("uneven", {"instances": [-1]}, "Tensor name: z has invalid batch size: 0"),
         ("uneven", {"instances": [1, 2]}, "Tensor name: z has inconsistent batch size: 1 expecting: 2"),
     ],
 )
@@ -227,6 +241,26 @@ def test_the_status_of_an_unloaded_model_says_why(server: Server) -> None:
     answer = json.loads(server.ask("GET", "/v1/models/affine").data)
     assert answer["ready"] is False
     assert answer["model_version_status"][0]["status"] == {"error_code": "UNAVAILABLE", "error_message": "it was unloaded"}
+
+
+@pytest.mark.parametrize("stage", ["START", "LOADING", "UNLOADING", "END"])
+def test_the_status_says_where_a_release_stands(server: Server, stage: str) -> None:
+    server.shelf.models_[0].ready, server.shelf.models_[0].stage = False, ModelState(stage)
+    status = json.loads(server.ask("GET", "/v1/models/affine").data)["model_version_status"][0]
+    assert (status["version"], status["state"], status["status"]["error_code"]) == ("7", stage, "UNAVAILABLE")
+
+
+@pytest.mark.parametrize("path", ["labels/stable:predict", "LABELS/stable:predict", "labels/%73table:predict"])
+def test_a_label_stands_for_the_release_that_bears_it(server: Server, path: str) -> None:
+    answer = server.post(f"/v1/models/colours/{path}", {"instances": [[1, 2]]})
+    assert json.loads(answer.data) == {"predictions": [[1, 2, 3]]}
+    assert server.shelf.seen[0].version == "1.2.0"
+    answer = server.ask("GET", "/v1/models/colours/labels/stable/metadata")
+    assert json.loads(answer.data)["model_spec"]["version"] == "7"
+
+
+def test_the_root_says_that_the_server_is_alive(server: Server) -> None:
+    assert json.loads(server.ask("GET", "/").data) == {"status": "alive"}
 
 
 def test_the_models_are_listed(server: Server) -> None:
