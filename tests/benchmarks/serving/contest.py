@@ -1,0 +1,98 @@
+"""Us against everyone: one start a server and round, all models and forms, 1, 16 and 64 connections; one table."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from tests.benchmarks.results import Report, Table, keep, machine, show, today
+from tests.benchmarks.serving import environments, launch, load, models, ours, standings
+from tests.benchmarks.serving.launch import OPEN_PATH, Way, script
+from tests.benchmarks.serving.rounds import Contestant, Course, Found, run
+from tests.benchmarks.serving.standings import BARE, HELLO
+from tests.benchmarks.serving.wire import Form
+
+ROUNDS = 3
+LIMIT_S = 500.0
+PARTIAL = Path(".build/bench/serving-partial.json")
+_LONG_S = 2
+
+
+def seconds(number: int, model: str, form: Form, connections: int, *, quick: bool) -> int:
+    """Return how long a run lasts, 0 for none; what no goal speaks of is left out of every other round.
+
+    A picture in JSON is asked for by one connection alone: its 1 MB of text is what would be measured.
+    """
+    if quick:
+        return int(model in (models.SMALL, models.HEAVY) and connections == standings.MOST)
+    if model in (models.CONV, models.IMAGE) and number % 2:
+        return 0
+    if model == models.IMAGE and not form.binary:
+        return int(connections == standings.LEAST)
+    return _LONG_S if model == models.HEAVY and connections == standings.MOST else 1
+
+
+def contestants(installation: ours.Installation) -> list[Contestant]:
+    """Return ours, the bare hello and every peer."""
+    here = Path(sys.prefix)
+    hello = Way(script("hello.py"), {Form.OPEN: OPEN_PATH}, {Form.OPEN: (models.SMALL,)})
+    found = [Contestant(ours.NAME, installation.way(), lambda: here), Contestant(HELLO, hello, lambda: here, numbers=False)]
+    for name, peer in environments.peers().items():
+        found.append(Contestant(name, launch.WAYS[name], partial(environments.ensure, name, peer)))
+    return found
+
+
+def titles() -> dict[str, str]:
+    """Return every server's title by name."""
+    own = {ours.NAME: ours.TITLE, HELLO: "hello (no model, no JSON)", BARE: "onnxruntime in a loop (no server)"}
+    return own | {name: peer.title for name, peer in environments.peers().items()}
+
+
+def settings() -> list[str]:
+    """Return a sentence on each server's version and how it was run."""
+    said = [f"- {ours.TITLE}: {ours.SETTINGS}."]
+    for name, peer in environments.peers().items():
+        there = environments.FOLDER / name
+        version = environments.versions(there, peer.shown) if there.exists() else ""
+        said.append(f"- {peer.title} ({version or 'not installed'}): {peer.settings}.")
+    return said
+
+
+def install() -> None:
+    """Make what environments are not there yet; the time for it is nobody's."""
+    for name, peer in environments.peers().items():
+        try:
+            environments.ensure(name, peer)
+        except environments.AbsentError as error:
+            show(f"{name} is left out: {error}")
+
+
+async def measure(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table with its goals; after each round what there is is kept in `PARTIAL`."""
+    try:
+        load.found()
+    except load.LoadError as error:
+        raise SystemExit(str(error)) from error
+    install()
+    course, found, before = Course(folder), Found(), os.getloadavg()[0]
+    installation = ours.Installation(folder / "ours", course.files)
+
+    def partly() -> None:
+        made = standings.table(found, titles(), settings())
+        keep(PARTIAL, Report(machine(), today(), before, (made,)))
+
+    try:
+        run(
+            course,
+            contestants(installation),
+            found,
+            rounds=1 if quick else ROUNDS,
+            limit_s=LIMIT_S,
+            plan=partial(seconds, quick=quick),
+            after=partly,
+        )
+    finally:
+        installation.close()
+    return standings.table(found, titles(), settings())
