@@ -69,14 +69,16 @@ class Keeper:
         self._told = told
         self._closed = False
 
-    async def open(self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None) -> Loaded:
-        """Open a variant within the budget; see `Runtime.prepare`."""
+    async def open(
+        self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None, *, hurry: bool = False
+    ) -> Loaded:
+        """Open a variant within the budget, in a hurry also where nothing answers meanwhile; see `Runtime.prepare`."""
         title = f"{manifest.model} {manifest.version} ({variant.name})"
         artifact = variant.artifact
         expected = self._memory.expected(artifact.sha256, artifact.length)
         self._memory.require(title, manifest.model, expected, self._models.values())
         self._make_room(expected, manifest.model)
-        loaded = await self._opener.open(manifest, variant, engine, threads)
+        loaded = await self._opener.open(manifest, variant, engine, threads, hurry=hurry or not self._answers())
         self._memory.learn(loaded)
         loaded.used = self._clock.steady()
         try:
@@ -170,7 +172,7 @@ class Keeper:
 
     async def _reopen(self, held: Held, loaded: Loaded) -> None:
         try:
-            fresh = await self.open(loaded.manifest, loaded.variant, loaded.engine, loaded.threads)
+            fresh = await self.open(loaded.manifest, loaded.variant, loaded.engine, loaded.threads, hurry=True)
         except DeviceError as error:
             loaded.opening = None
             if not isinstance(error, OverBudgetError) and loaded is held.active:
@@ -192,6 +194,9 @@ class Keeper:
         held.choice = choice
         logger.error("%s does not run any more: %s", loaded.title, text)
         self._told(loaded.manifest, Reason.LOCAL_ERROR, text)
+
+    def _answers(self) -> bool:
+        return any(held.active is not None and held.active.session is not None for held in self._models.values())
 
     def _make_room(self, needed: int, sparing: str) -> None:
         for held in self._memory.victims(self._models.values(), needed, sparing):

@@ -10,11 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 
 from toprope_edge.loaded import Loaded
-from toprope_edge.memory import rss, trim
+from toprope_edge.memory import give_back_at_once, rss, trim
+from toprope_edge.spare import SpareTime
 from toprope_edge.workers import Workers
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, Session, import_now
@@ -25,6 +28,10 @@ from toprope_shared.tensors import Array, TensorSpec
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
+SPARE_S = 5.0  # an open that had to do with the spare time of the processor for so long gets its ordinary share
+LONG_BYTES = 1 << 18  # files that are opened in a moment are not worth standing aside for
+LOCK_FREE = frozenset({"onnxruntime"})  # engines that open a file without Python's lock; see decision 0012
+QUIET_S = 2.0  # without an open or a close, before what they left behind is given back
 TIMED_CALLS = 7
 TIMED_S = 0.002  # a call that takes longer is timed once
 
@@ -63,12 +70,20 @@ class Opener:
         self._instances = instances
         self._patience_s = patience_s
         self._thread = Workers(1, "load")
+        self._tidying: asyncio.TimerHandle | None = None
+        give_back_at_once()
 
-    async def open(self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None) -> Loaded:
-        """Read a variant verified, open it and run one row of zeros through it; None threads are the opener's own number.
+    async def open(
+        self, manifest: Manifest, variant: Variant, engine: str, threads: int | None = None, *, hurry: bool = True
+    ) -> Loaded:
+        """Read a variant verified, open it and run one row of zeros through it.
 
         A file that keeps state is opened once more after that, and as one instance: its callers share one state, which begins
         with the first of them.
+
+        Args:
+            threads: worker threads inside one call; None is the opener's own number.
+            hurry: whether somebody waits for it; without, it takes the processor's spare time at first.
 
         Raises:
             IntegrityError: the file is missing or not what its digest says.
@@ -86,10 +101,16 @@ class Opener:
             elif loaded is not None:
                 done.set_result(loaded)
 
-        job = self._thread.submit(lambda: self._open(manifest, variant, engine, threads or self._threads), settle)
+        spare = None if hurry or variant.artifact.length < LONG_BYTES else SpareTime()
+        work = partial(self._open, manifest, variant, engine, threads or self._threads, spare)
+        job = self._thread.submit(work, settle)
+        later = asyncio.get_running_loop().call_later
         # Also where whoever waits leaves before that: what hangs would hold up every later open.
-        late = asyncio.get_running_loop().call_later(self._patience_s, self._thread.give_up, job)
+        late = later(self._patience_s, self._thread.give_up, job)
         done.add_done_callback(lambda _: late.cancel() if not done.cancelled() else None)
+        if spare is not None:
+            hurried = later(SPARE_S, spare.hurry)
+            done.add_done_callback(lambda _: hurried.cancel())
         try:
             async with asyncio.timeout(self._patience_s):
                 return await done
@@ -98,19 +119,24 @@ class Opener:
             raise LoadError(f"{engine} did not open {variant.name} of {title} within {self._patience_s:g} s") from error
 
     def close(self, session: Session) -> None:
-        """Close a session beside the event loop and give its memory back to the system."""
-
-        def work() -> None:
-            session.close()
-            trim()
-
-        self._thread.submit(work, _log_failure)
+        """Close a session beside the event loop; what it leaves is given back to the system when nothing is opened any more."""
+        self._thread.submit(session.close, _log_failure)
+        self._tidy_later()
 
     def stop(self) -> None:
         """Let the thread end after what it has to do."""
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._thread.close()
 
-    def _open(self, manifest: Manifest, variant: Variant, engine: str, threads: int) -> Loaded:
+    def _tidy_later(self) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
+        self._tidying = asyncio.get_running_loop().call_later(QUIET_S, self._thread.submit, trim, _log_failure)
+
+    def _open(
+        self, manifest: Manifest, variant: Variant, engine: str, threads: int, spare: SpareTime | None = None
+    ) -> Loaded:
         chosen = self.engines.get(engine)
         if chosen is None:
             here = ", ".join(sorted(self.engines)) or "none"
@@ -119,35 +145,42 @@ class Opener:
             raise LoadError(f"{engine} opens {chosen.format} files and the variant {variant.name} is {variant.format}")
         import_now(chosen)  # the first open of an engine imports it, which is no cost of the session
         before, started = rss(), time.perf_counter()
-        data = self._blobs.read(variant.artifact.sha256)
+        with _aside(spare):
+            data = self._blobs.read(variant.artifact.sha256)
         stateful = variant.needs.stateful
-        instances = 1 if stateful else self._instances
-        session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=instances)
-        if not stateful:
-            del data
-        loaded = Loaded(manifest, variant, engine, f"{chosen.name}/{chosen.version};{variant.precision}", session)
-        loaded.threads = threads
-        _warm(loaded, session)
-        if stateful:
-            session.close()
-            loaded.session = chosen.open(data, manifest.inputs, manifest.outputs, threads=threads, instances=instances)
+        opened = partial(chosen.open, threads=threads, instances=1 if stateful else self._instances)
+        with _aside(spare if engine in LOCK_FREE else None):
+            session = opened(data, manifest.inputs, manifest.outputs)
+            if not stateful:
+                del data
+            loaded = Loaded(manifest, variant, engine, f"{chosen.name}/{chosen.version};{variant.precision}", session)
+            loaded.threads = threads
+            _warm(loaded, session)
+            if stateful:
+                session.close()
+                loaded.session = opened(data, manifest.inputs, manifest.outputs)
         loaded.open_s = time.perf_counter() - started
-        trim()  # what opening took for itself is no cost of the session
         loaded.cost = max(rss() - before, variant.artifact.length)
         return loaded
 
 
+def _aside(spare: SpareTime | None) -> AbstractContextManager[None]:
+    return nullcontext() if spare is None else spare.alone()
+
+
 def _warm(loaded: Loaded, session: Session) -> None:
     """Run rows of zeros: the first one warms, the others are timed."""
+    # In spare time the clock on the wall counts what others took; a thread's own says nothing of an engine with several.
+    clock = time.thread_time if loaded.threads == 1 else time.perf_counter
     zeros = {spec.name: _zeros(spec) for spec in loaded.manifest.inputs}
     loaded.row_bytes = max(1, sum(array.nbytes for array in zeros.values()))
     try:
         session.run(zeros)
         seconds: list[float] = []
         while len(seconds) < TIMED_CALLS and max(seconds, default=0.0) < TIMED_S:
-            started = time.perf_counter()
+            started = clock()
             session.run(zeros)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
     except EngineError as error:
         # A model may refuse one row of zeros and be sound: whether it is, the golden vectors have said in the probe.
         logger.info("%s could not be warmed with a row of zeros: %s", loaded.title, error)

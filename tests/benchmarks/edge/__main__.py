@@ -1,6 +1,6 @@
 """Runs the benchmarks of the agent.
 
-    python -m tests.benchmarks.edge [--quick] [overhead swap start cloud-trouble]
+    python -m tests.benchmarks.edge [--quick] [overhead swap-full swap-half start cloud-trouble]
 
 Nothing else should run beside it.
 """
@@ -10,7 +10,8 @@ from tests.benchmarks.edge import cloud_trouble, overhead, start, swap
 
 BENCHES: dict[str, runs.Bench] = {
     "overhead": overhead.measure,
-    "swap": swap.measure,
+    "swap-full": swap.full,
+    "swap-half": swap.half,
     "start": start.measure,
     "cloud-trouble": cloud_trouble.measure,
 }

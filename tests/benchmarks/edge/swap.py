@@ -1,7 +1,9 @@
 """What swapping a model costs those who are being answered: 1 ms ticks of the event loop, requests, and memory.
 
-Two clients ask without a pause, on uvloop as in the agent. Blocks without swaps and blocks with swaps take turns, so that the
-machine's moods meet both; the figures are over all blocks of a kind. A tick's latency is how late a timer of 1 ms rings.
+Two ways of asking, on uvloop as in the agent. *Full*: two clients ask without a pause and swaps follow each other 20 ms apart.
+*Half*: requests are due at half the rate at which the model answers one client, each timed from when it was due, and swaps are
+a quarter of a second apart. Blocks with and without swaps take turns, so that the machine's moods meet both; the figures are
+over all blocks of a kind. A tick's latency is how late a timer of 1 ms rings.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ SWAPS = 100
 SIZES = ("tiny", "small", "medium")
 CLIENTS = 2
 TICK_S = 0.001
-PAUSE_S = 0.02
+FULL_PAUSE_S, HALF_PAUSE_S = 0.02, 0.25
+PROBES = 200  # calls that tell how fast a model can answer
 GOAL = 1.2
 MIB = 1 << 20
 
@@ -67,27 +70,39 @@ class Run:
         return max(swapped / steady for swapped, steady in zip(self.swapping.p99_ms(), self.steady.p99_ms(), strict=True))
 
 
-async def observe(engine: str, size: str, swaps: int, folder: Path) -> Run:
-    """Swap between two versions of a model under load."""
+async def observe(engine: str, size: str, swaps: int, folder: Path, *, half: bool = False) -> Run:
+    """Swap between two versions of a model under load, full or half."""
     engines, _ = find_engines([engine])
     blobs = Blobs(folder)
     versions = [subjects.release(blobs, engine, size, version=number)[0] for number in (1, 2)]
     result = Run()
     async with Runtime(engines, blobs) as runtime:
         await _swap(runtime, versions[0], engine)
+        every_s = 2 * await _answer_s(runtime, size) if half else 0.0
+        pause_s = HALF_PAUSE_S if half else FULL_PAUSE_S
         for block in range(BLOCKS + 1):
             steady, swapping = (Seen(), Seen()) if not block else (result.steady, result.swapping)  # the first one warms
             started = time.perf_counter()
-            failed = await _under_load(runtime, size, swapping, _swaps(runtime, versions, engine, swaps // BLOCKS, result))
-            failed += await _under_load(runtime, size, steady, asyncio.sleep(time.perf_counter() - started))
-            result.failed += failed
+            work = _swaps(runtime, versions, engine, swaps // BLOCKS, pause_s, result)
+            result.failed += await _under_load(runtime, size, every_s, swapping, work)
+            rest = asyncio.sleep(time.perf_counter() - started)
+            result.failed += await _under_load(runtime, size, every_s, steady, rest)
     return result
 
 
-async def _swaps(runtime: Runtime, versions: list[Manifest], engine: str, count: int, result: Run) -> None:
+async def _answer_s(runtime: Runtime, size: str) -> float:
+    """Return the seconds in which the model answers when one client asks, and no less than a tick."""
+    inputs = subjects.inputs(size)
+    started = time.perf_counter()
+    for _ in range(PROBES):
+        await runtime.run(size, inputs)
+    return max((time.perf_counter() - started) / PROBES, TICK_S / 2)
+
+
+async def _swaps(runtime: Runtime, versions: list[Manifest], engine: str, count: int, pause_s: float, result: Run) -> None:
     for number in range(count):
         await _swap(runtime, versions[number % 2], engine)
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(pause_s)
         result.rss.append(rss())
 
 
@@ -96,23 +111,32 @@ async def _swap(runtime: Runtime, manifest: Manifest, engine: str) -> None:
     runtime.keep(manifest.model)
 
 
-async def _under_load(runtime: Runtime, size: str, seen: Seen, work: Awaitable[None]) -> int:
-    """Do some work while ticks ring and clients ask; return how many requests failed."""
+async def _under_load(runtime: Runtime, size: str, every_s: float, seen: Seen, work: Awaitable[None]) -> int:
+    """Do some work while ticks ring and requests come, one every so many seconds or without a pause; return how many failed."""
     failed = 0
     stop = False
+    inputs = subjects.inputs(size)
+
+    async def ask(due: float) -> None:
+        nonlocal failed
+        try:
+            await runtime.run(size, inputs)
+        except Exception as error:
+            failed += 1
+            print(f"a request failed: {error!r}")
+        seen.took.append(time.perf_counter() - due)
 
     async def client() -> None:
-        nonlocal failed
-        inputs = subjects.inputs(size)
         while not stop:
-            started = time.perf_counter()
-            try:
-                await runtime.run(size, inputs)
-            except Exception as error:
-                failed += 1
-                print(f"a request failed: {error!r}")
-            seen.took.append(time.perf_counter() - started)
+            await ask(time.perf_counter())
             await asyncio.sleep(0)
+
+    async def schedule(group: asyncio.TaskGroup) -> None:
+        due = time.perf_counter()
+        while not stop:
+            due += every_s
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(ask(due))
 
     async def ticks() -> None:
         while not stop:
@@ -122,20 +146,34 @@ async def _under_load(runtime: Runtime, size: str, seen: Seen, work: Awaitable[N
 
     async with asyncio.TaskGroup() as group:
         group.create_task(ticks())
-        for _ in range(CLIENTS):
-            group.create_task(client())
+        if every_s:
+            group.create_task(schedule(group))
+        else:
+            for _ in range(CLIENTS):
+                group.create_task(client())
         await work
         stop = True
     return failed
 
 
-async def measure(folder: Path, *, quick: bool = False) -> Table:
-    """Return the table with its goals."""
+async def full(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table of swaps under full load with its goals."""
+    return await _measure(folder, quick=quick, half=False)
+
+
+async def half(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table of swaps under half load with its goals."""
+    return await _measure(folder, quick=quick, half=True)
+
+
+async def _measure(folder: Path, *, quick: bool, half: bool) -> Table:
+    load = "half" if half else "full"
     rows, goals = [], []
     for size in SIZES:
         for engine in find_engines()[0]:
-            show(f"{engine}, {size}")
-            run = await observe(engine, size, 2 * BLOCKS if quick else SWAPS, folder / f"{engine}-{size}")
+            show(f"{engine}, {size}, {load} load")
+            swaps = 2 * BLOCKS if quick else SWAPS
+            run = await observe(engine, size, swaps, folder / f"{engine}-{size}", half=half)
             trim()
             rows.append((f"{engine}, {size}", *run.cells()))
             held = run.ratio() <= GOAL and not run.failed
@@ -143,8 +181,8 @@ async def measure(folder: Path, *, quick: bool = False) -> Table:
                 Goal(f"{engine}, {size}: p99 within {GOAL:g} times of steady, nothing failed: {run.ratio():.2f}", held)
             )
     return Table(
-        name="edge/swap",
-        title=f"{SWAPS} swaps under load",
+        name=f"edge/swap-{load}",
+        title=f"{SWAPS} swaps under {load} load",
         columns=(
             "engine, model",
             "tick p99 ms",
