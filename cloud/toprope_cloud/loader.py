@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from toprope_cloud.memory_budget import Claim, OverBudgetError, require, victims
 from toprope_cloud.model_settings import ModelSettings, settings_of
-from toprope_cloud.opening import Opened, Turns, Watched, beside, open_session, try_out
+from toprope_cloud.opening import Turns, Watched, beside, open_session, try_out
 from toprope_cloud.served import Served, Tried
 from toprope_cloud.shelf import Shelf
 from toprope_shared import probe
@@ -20,7 +21,7 @@ from toprope_shared.errors import DeviceError, IntegrityError, ProbeError
 from toprope_shared.inference import ModelState
 from toprope_shared.probe_wire import OUT_OF_MEMORY
 from toprope_shared.serving.backend import Hot
-from toprope_shared.serving.batching import Batcher
+from toprope_shared.serving.batching import Batcher, Pace
 
 log = logging.getLogger(__name__)
 
@@ -123,20 +124,27 @@ class Loader:
             f"the opening of {served.title}",
             lambda late: late.session.close(),
         )
+        session = Watched(opened.session, served.closed, give_back=self._limit > 0)
         if not _still(served):
-            opened.session.close()
+            served.discard(session)
             return
-        served.open(Hot(served.manifest, self._batcher(shelf, served, tried, opened), tried.choice.provenance))
-        # What was being opened meanwhile could not make room; it can now.
-        for one in victims(served.cost, self._claims(served, shelf, demanded=True), self._limit)[0]:
+        claims = list(self._claims(served, shelf, demanded=True))
+        try:
+            require(served.title, opened.memory_bytes, claims, self._limit)
+        except OverBudgetError:
+            served.discard(session)
+            raise
+        served.tried, served.cost = replace(tried, memory_bytes=opened.memory_bytes), opened.memory_bytes
+        served.open(Hot(served.manifest, self._batcher(served, tried, session, opened.pace), tried.choice.provenance))
+        # It may take more than its file had told, and what was being opened meanwhile could not make room.
+        for one in victims(served.cost, claims, self._limit)[0]:
             one.sleep()
 
-    def _batcher(self, shelf: Shelf, served: Served, tried: Tried, opened: Opened) -> Batcher:
-        pace = opened.pace
+    def _batcher(self, served: Served, tried: Tried, session: Watched, pace: Pace) -> Batcher:
         return Batcher(
-            Watched(opened.session, served.closed),
+            session,
             served.manifest,
-            settings=settings_of(self._tables, shelf.model).batching,
+            settings=settings_of(self._tables, served.manifest.model).batching,
             row_s=pace.row_s,
             eight_s=pace.eight_s,
             stateful=tried.choice.variant.needs.stateful or not pace.apart,

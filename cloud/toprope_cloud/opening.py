@@ -22,6 +22,7 @@ from toprope_shared.engines import Session
 from toprope_shared.errors import DeviceError, LoadError
 from toprope_shared.golden import GoldenSet
 from toprope_shared.manifest import Manifest
+from toprope_shared.resident import resident_bytes, trim
 from toprope_shared.serving.batching import Pace, measure_pace
 from toprope_shared.tensors import Array, Tensors
 
@@ -37,10 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session that is warm, and how fast it is."""
+    """A session that is warm.
+
+    Attributes:
+        session: it.
+        pace: how fast it is.
+        memory_bytes: what it takes, as far as that can be told.
+    """
 
     session: Session
     pace: Pace
+    memory_bytes: int
 
 
 class Turns:
@@ -149,14 +157,13 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
-        blobs.check(variant.artifact.sha256)
-        return Tried(choice, max(variant.needs.memory_bytes, least), threads or cores())
+        return Tried(choice, least, max(variant.needs.memory_bytes, least), threads or cores())
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
     request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads or 1)
     result = probe.probe(request, wall_s=wall_s)
     chosen = threads or (1 if result.latency_us <= QUICK_US else cores())
-    return Tried(choice, max(result.memory_bytes, least), chosen)
+    return Tried(choice, least, max(result.memory_bytes, least), chosen)
 
 
 def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
@@ -166,6 +173,7 @@ def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
         DeviceError: the file was altered, does not open, fails, or gives other outputs than the golden ones.
     """
     variant, engine = tried.choice.variant, tried.choice.engine
+    before = resident_bytes()
     data = blobs.read(variant.artifact.sha256)
     session = engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads)
     try:
@@ -177,10 +185,12 @@ def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
     except BaseException:
         session.close()
         raise
-    if not variant.needs.stateful:
-        return Opened(session, pace)
-    session.close()  # its state has begun with the golden rows
-    return Opened(engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads), pace)
+    if variant.needs.stateful:
+        session.close()  # its state has begun with the golden rows
+        session = engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads)
+    # Too low where freed memory is used again, and too high where another session was opened meanwhile.
+    grown = max(resident_bytes() - before, variant.artifact.length)
+    return Opened(session, pace, min(grown, tried.most_bytes))
 
 
 def _golden(manifest: Manifest, tried: Tried, blobs: Blobs) -> GoldenSet:
@@ -199,10 +209,12 @@ class Watched:
     Args:
         inner: the session.
         closed: called on the event loop.
+        give_back: whether the system gets the memory back, which costs others some milliseconds.
     """
 
-    def __init__(self, inner: Session, closed: Callable[[], None]) -> None:
+    def __init__(self, inner: Session, closed: Callable[[], None], *, give_back: bool = False) -> None:
         self._inner = inner
+        self._give_back = give_back
         self._closed = closed
         self._loop = asyncio.get_running_loop()
 
@@ -217,6 +229,8 @@ class Watched:
     def _close(self) -> None:
         try:
             self._inner.close()
+            if self._give_back:
+                trim()
         finally:
             with suppress(RuntimeError):  # the loop has ended: nobody is left to be told
                 self._loop.call_soon_threadsafe(self._closed)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from toprope_shared.engines import Engine
+from toprope_shared.engines import Engine, Session
 from toprope_shared.inference import ModelState, ModelStatus, Origin, Provenance
 from toprope_shared.manifest import Manifest, Variant
 from toprope_shared.serving.backend import Hot
@@ -45,12 +45,14 @@ class Tried:
 
     Attributes:
         choice: what ran.
-        memory_bytes: what a session of it takes.
+        memory_bytes: what a session of it takes: its file's length until one was open here.
+        most_bytes: what it took in the child, with what its engine takes once for all models.
         threads: the engine's threads in one call that suit it.
     """
 
     choice: Choice
     memory_bytes: int
+    most_bytes: int
     threads: int
 
 
@@ -139,6 +141,11 @@ class Served:
         self._close()
         self.stage, self.error, self.reason, self.tried = ModelState.END, error, reason, None
         log.error("%s can't run here: %s", self.title, reason)
+
+    def discard(self, session: Session) -> None:
+        """Close a session that came too late, or takes too much."""
+        self.closing += 1
+        session.close()
 
     def closed(self) -> None:
         """Note that a session has been closed."""

@@ -1,0 +1,108 @@
+"""Files that kill, hang or are too large, and openings that never end: each stays with the one release that it belongs to."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tests.fakes import tryouts
+from tests.fakes.cloud_models import Signed, serving
+from tests.fakes.releases import golden_bytes, store, tiny_release
+
+from toprope_cloud import opening
+from toprope_cloud.model_settings import ModelSettings
+from toprope_shared.blobs import Blobs
+from toprope_shared.engines import find_engines
+from toprope_shared.errors import LoadError, UnavailableError
+from toprope_shared.inference import ModelState
+from toprope_shared.manifest import Format, Golden, Manifest
+from toprope_shared.tensors import TensorSpec
+
+MIB = 1 << 20
+# An engine adds up to 11 MiB to what the first session in a child takes: two always fit, three never do.
+FILE_BYTES, TWO_MIB = 24 * MIB, 70
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return Blobs(tmp_path)
+
+
+def filled(blobs: Blobs, manifest: Manifest, data: bytes, format_: Format) -> Manifest:
+    """Return the release with another file."""
+    variant = msgspec.structs.replace(manifest.variants[0], format=format_, artifact=store(blobs, data))
+    return msgspec.structs.replace(manifest, variants=(variant,))
+
+
+def endless(blobs: Blobs, counter: int) -> Manifest:
+    """Return a release of the model `double` whose calls never end."""
+    made = filled(
+        blobs, tiny_release(blobs, version=f"1.{counter}.0", counter=counter), tryouts.endless_onnx(), Format.ONNX
+    )
+    one = TensorSpec("x", "FP32", (1,)), TensorSpec("y", "FP32", (1,))
+    x = np.zeros((1, 1), np.float32)
+    golden = Golden(store(blobs, golden_bytes({"x": x}, {"y": x})), rows=1, stacked=True)
+    return msgspec.structs.replace(made, inputs=one[:1], outputs=one[1:], golden=golden)
+
+
+@pytest.mark.parametrize("kind", ["hangs", "kills"])
+async def test_a_file_that_hangs_or_kills_its_engine_ends_alone(blobs: Blobs, kind: str) -> None:
+    deadly = filled(blobs, tiny_release(blobs, version="1.2.0", counter=2), tryouts.deadly_tflite(), Format.TFLITE)
+    bad = endless(blobs, 2) if kind == "hangs" else deadly
+    engines = find_engines(["onnxruntime", "tflite-runtime"])[0]
+    signed = Signed(tiny_release(blobs, version="1.1.0"), bad, tiny_release(blobs, "other", factor=7.0))
+    async with serving(signed, blobs, engines=engines, try_out_s=4.0) as served:
+        assert await served.ask(10.0, model="other") == 70.0
+        assert await served.ask(10.0, "1.1.0") == 20.0
+        await served.until(lambda: served.states()["1.2.0"] is ModelState.END)
+        status = served.status("1.2.0")
+        expected = ("DEADLINE_EXCEEDED", "did not end within 4 s") if kind == "hangs" else ("INTERNAL", "killed by SIGSEGV")
+        assert status.error_code == expected[0]
+        assert expected[1] in status.reason
+        assert await served.ask(10.0) == 20.0
+
+
+async def test_an_opening_that_hangs_gives_its_turn_away_and_is_given_up() -> None:
+    end, late = threading.Event(), threading.Event()
+    turns = opening.Turns(1, patience_s=0.05)
+
+    def work() -> str:
+        assert end.wait(60)
+        return "late"
+
+    with pytest.raises(LoadError, match=r"the opening of it did not end within 0\.2 s"):
+        async with turns.turn():
+            await opening.beside(work, "the opening of it", lambda _: late.set(), patience_s=0.2)
+    async with turns.turn():
+        end.set()
+        assert await opening.beside(lambda: "soon", "another", lambda _: None) == "soon"
+        assert await opening.beside(lambda: late.wait(60), "what came late", lambda _: None)
+
+
+async def test_who_was_used_least_makes_room_and_is_opened_again_when_it_is_asked(blobs: Blobs) -> None:
+    names = ["a", "b", "c"]
+    releases = [tiny_release(blobs, name, factor=float(at), padding=FILE_BYTES + at) for at, name in enumerate(names, 1)]
+    tables = {"a": ModelSettings(pinned=True)}
+    async with serving(Signed(*releases), blobs, tables=tables, memory_budget=TWO_MIB) as served:
+        await served.until(lambda: all(served.states(name) == {"1.0.0": ModelState.AVAILABLE} for name in names))
+        assert [await served.ask(10.0, model=name) for name in names] == [10.0, 20.0, 30.0]
+        for asked, asleep in ("bc", "cb", "cb", "bc"):
+            assert await served.ask(10.0, model=asked) == 10.0 * (names.index(asked) + 1)
+            assert [name for name in names if served.models.hot(name, None) is None] == [asleep]
+            status = served.status("1.0.0", asleep)
+            assert (status.ready, status.state) == (True, ModelState.AVAILABLE)
+            assert "the next call opens it" in status.reason
+
+
+async def test_a_release_beyond_the_memory_budget_ends_and_the_one_before_it_answers(blobs: Blobs) -> None:
+    small, large = tiny_release(blobs), tiny_release(blobs, version="1.1.0", counter=2, padding=20 * MIB)
+    async with serving(Signed(small, large), blobs, memory_budget=12) as served:
+        await served.until(lambda: served.states().get("1.1.0") is ModelState.END)
+        assert served.status("1.1.0").error_code == "RESOURCE_EXHAUSTED"
+        assert "memory_budget is 12" in served.status("1.1.0").reason
+        assert await served.ask(10.0) == 20.0
+        with pytest.raises(UnavailableError, match="memory_budget"):
+            await served.ask(version="2")
