@@ -26,7 +26,7 @@ from toprope_edge.http_road import HttpRoad
 from toprope_edge.journal import Journal
 from toprope_edge.metadata import HttpSource, MqttSource
 from toprope_edge.observer import Observer, Watched
-from toprope_edge.refuge import Opened, open_state
+from toprope_edge.refuge import Opened, open_state, until_writable
 from toprope_edge.reporting import Reporter
 from toprope_edge.router import Router
 from toprope_edge.runtime import Runtime
@@ -54,6 +54,7 @@ from toprope_shared.serving.tracing import Tracing
 from toprope_shared.topics import Topics
 from toprope_shared.trust import TrustClient
 from toprope_shared.trying import Shadow
+from toprope_shared.verdicts import Floor
 
 if TYPE_CHECKING:
     from toprope_edge.binding_settings import Binding
@@ -69,11 +70,16 @@ async def run(settings: EdgeSettings, home: Path, notifier: Notifier) -> None:
     """
     credentials, root = read_enrolment(settings, home)
     state = state_folder(settings, home)
-    sock = listen(settings.host, settings.port)
-    async with AsyncExitStack() as stack:
-        opened = open_state(state, stack)
-        agent = Agent(settings, credentials, root, opened, notifier)
-        await agent.run((sock, *_unix_sockets(settings, opened.folder, stack)), stack)
+    floors: dict[str, Floor] = {}
+    with listen(settings.host, settings.port) as sock:  # whoever asks while the state is opened anew waits here
+        again = True
+        while again:
+            async with AsyncExitStack() as stack:
+                opened = open_state(state, stack)
+                opened.journal.keep_trust_floors(floors)
+                agent = Agent(settings, credentials, root, opened, notifier)
+                again = await agent.run((sock.dup(), *_unix_sockets(settings, opened.folder, stack)), stack, state)
+                floors = opened.journal.trust_floors()
 
 
 class Agent:
@@ -194,8 +200,17 @@ class Agent:
     def _require(self, release: DesiredRelease) -> None:
         self._trust.require(release.model, release.version, release.manifest_sha256)
 
-    async def run(self, socks: tuple[socket.socket, ...], stack: AsyncExitStack) -> None:
-        """Open what is on disk, then serve and follow the channel until a signal comes."""
+    async def run(self, socks: tuple[socket.socket, ...], stack: AsyncExitStack, state: Path) -> bool:
+        """Open what is on disk, then serve and follow the channel until a signal comes.
+
+        Args:
+            socks: of the local doors; they are closed at the end.
+            stack: closes what is opened.
+            state: the state folder; where this runs on a copy of it, its being writable again ends this too.
+
+        Returns:
+            Whether the state is to be opened anew, because its disk is mended.
+        """
         if self._tracing:
             stack.push_async_callback(asyncio.to_thread, self._tracing.close)
         await stack.enter_async_context(self._runtime)
@@ -232,11 +247,28 @@ class Agent:
             )
             tasks = [group.create_task(part) for part in parts]
             log.info("%s answers on %s with %s", *self._reporter.who())
-            await stop.wait()
-            log.info("stopping")
-            self._notifier.send(STOPPING)
+            mended = await self._ended(stop, state)
+            if mended:
+                log.info("%s can be written again, so it is opened anew", state)
+            else:
+                log.info("stopping")
+                self._notifier.send(STOPPING)
             for task in tasks:
                 task.cancel()
+        return mended
+
+    async def _ended(self, stop: asyncio.Event, state: Path) -> bool:
+        """Wait for the end, and say whether it is the state's disk that is mended."""
+        if not self._frozen:
+            await stop.wait()
+            return False
+        waits = asyncio.create_task(stop.wait()), asyncio.create_task(until_writable(state))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return not stop.is_set()
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _make_plane(self, way: CloudWay, counts: Counts) -> DataPlane:
         """Return what answers: counted, watched for probations, routed to the runtime or the cloud."""

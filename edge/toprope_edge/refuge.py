@@ -1,7 +1,8 @@
 """Opens the state folder; where it can't be written, works on a copy in memory, so that what is on disk still answers.
 
 A read-only or full disk must not end the answers, not even over a restart. The copy holds the journal and the trust metadata,
-never the models: these are read where they are. Nothing of it comes back to the disk, so no update is begun meanwhile.
+never the models: these are read where they are. Nothing but raised floors comes back to the disk, so no update is begun
+meanwhile. Once the disk can be written again, the state is opened anew.
 
 A journal that is damaged is set aside and begun anew, and the cloud is told: what is on disk is offered, checked and tried out
 again, and need not be fetched again.
@@ -9,24 +10,27 @@ again, and need not be fetched again.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from toprope_edge.journal import Journal
 from toprope_edge.settings import lock_state
+from toprope_edge.workers import Workers
 from toprope_shared.errors import InputError
 
 log = logging.getLogger(__name__)
 
 JOURNAL = "journal.sqlite"
 LOST, LOST_CODE = "JOURNAL_LOST", "journal_lost"  # reported when a damaged journal was set aside
+LOOK_S = 2.0  # between two looks at a disk that could not be written
 ROOM_BYTES = 256 * 1024  # what a start writes at least: a session, its sign in the log of the journal, floors
 # Memory where there is such a folder; else where the system keeps temporary files, which is looked up only then.
 REFUGES = ("/dev/shm", None)  # noqa: S108 - a folder of its own is made in it, mode 0700
@@ -75,6 +79,35 @@ def open_state(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ..
     return Opened(state, journal)
 
 
+async def until_writable(state: Path, *, every_s: float = LOOK_S) -> None:
+    """Wait until a state folder, which could not be written, can be.
+
+    Args:
+        state: the folder itself, not its copy.
+        every_s: seconds between two looks.
+    """
+    looks = Workers(1, "disk")  # a disk may also not answer at all
+    try:
+        while True:
+            await asyncio.sleep(every_s)
+            if await looks.do(lambda: _is_writable(state)):
+                return
+    finally:
+        looks.close()
+
+
+def _is_writable(state: Path) -> bool:
+    try:
+        _try_to_write(state)
+        with closing(sqlite3.connect(state / JOURNAL, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        log.debug("%s can still not be written: %s", state, error)
+        return False
+    return True
+
+
 def _try_to_write(state: Path) -> None:
     with tempfile.TemporaryFile(dir=state) as file:
         file.write(b"\0" * ROOM_BYTES)
@@ -93,7 +126,7 @@ def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...],
     (copy / "blobs").symlink_to((state / "blobs").absolute(), target_is_directory=True)
     journal = _open_journal(copy, copied=True)
     stack.callback(journal.close)
-    log.error("%s: answers go on with what is there, nothing is kept and no update begins; mend it and restart", why)
+    log.error("%s: answers go on with what is there, nothing is kept and no update begins until it is mended", why)
     return Opened(copy, journal, why)
 
 

@@ -78,6 +78,22 @@ def test_an_agent_that_starts_on_a_disk_that_can_not_be_written_answers(
 
 
 @needs_mounts
+def test_a_disk_that_is_mended_is_used_again_without_a_restart(home: Path, disk: Path) -> None:
+    with Agent(disk, before=on_disk(disk, home, FILL)) as agent:
+        assert agent.answers(3.0) == 6.0
+        session = agent.get("/edge/status")["state"]["session"]
+        (Path(f"/proc/{agent.process.pid}/root{disk}") / "full").unlink()
+        asked = 0
+        while "is opened anew" not in agent.log.read_text() or agent.get("/edge/status")["frozen"]:
+            assert agent.ask(float(asked)) == 2.0 * asked, "nobody is turned away meanwhile"
+            asked += 1
+            assert agent.process.poll() is None
+        assert agent.ask(4.0) == 8.0
+        assert agent.get("/edge/status")["state"]["session"] > session
+    assert agent.process.returncode == 0
+
+
+@needs_mounts
 def test_a_disk_that_fills_up_or_turns_read_only_under_a_running_agent_does_not_end_the_answers(
     home: Path, disk: Path
 ) -> None:
