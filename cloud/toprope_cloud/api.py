@@ -19,6 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
 from toprope_cloud.blobs_api import OPERATOR, Knows, blobs_router
+from toprope_cloud.cors import CORS
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.jobs import Jobs
 from toprope_cloud.jobs_api import jobs_router
@@ -35,13 +36,6 @@ from toprope_shared.trying import Limits, Shadow
 
 MAX_BLOB_BYTES = 2 << 30
 MAX_METADATA_BYTES = 5_000_000
-# Pages may read what an answer says about itself.
-_EXPOSED = (
-    *("Inference-Artifact", "Inference-Confidence", "Inference-Degraded", "Inference-Fallback", "Inference-Model"),
-    *("Inference-Origin", "Inference-Runtime", "Inference-Header-Content-Length", "Retry-After", "Server-Timing"),
-    *("X-Request-Id", "traceparent"),
-)
-_CORS: dict[str, Any] = {"allow_methods": ("GET", "POST"), "allow_headers": ("*",), "expose_headers": _EXPOSED}
 OnChange = Callable[[], Awaitable[None]]
 
 
@@ -104,7 +98,7 @@ def build_app(
     app.router.routes.extend(routes(plane))
     app.openapi = with_doors(app.openapi)  # type: ignore[method-assign]
     if cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=cors_origins, **_CORS)
+        app.add_middleware(CORSMiddleware, allow_origins=cors_origins, **CORS)
     return app
 
 

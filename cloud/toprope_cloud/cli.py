@@ -60,9 +60,13 @@ def cloud_run(
     from toprope_shared.settings import home, load
 
     flags = {"host": host, "port": port, "broker": broker, "broker_profile": profile, "log_level": log_level}
-    settings = load(CloudSettings, "cloud", flags, file=settings_file)
+
+    def read() -> CloudSettings:
+        return load(CloudSettings, "cloud", flags, file=settings_file)
+
+    settings = read()
     setup_logging(settings.log_level)
-    serving.run(run(settings, home()))
+    serving.run(run(settings, home(), read))
 
 
 @cloud_app.command("sender")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -44,6 +45,9 @@ def open_data_side(
     counts: CollectorRegistry,
     layout: Layout,
     operator: Operator | None = None,
+    *,
+    make_models: Callable[..., CloudModels] = CloudModels,
+    metrics: Metrics | None = None,
 ) -> DataSide:
     """Return the data side over a registry; nothing is opened yet.
 
@@ -53,6 +57,8 @@ def open_data_side(
         counts: where the metrics are declared.
         layout: where the credentials of callers stand.
         operator: reads the labels that operators have set.
+        make_models: makes the models; takes what `CloudModels` takes.
+        metrics: what counts; None declares it on `counts`.
 
     Raises:
         InputError: no engine is installed, or the settings leave the doors open to everybody.
@@ -60,7 +66,7 @@ def open_data_side(
     engines, missing = find_engines()
     if not engines:
         raise InputError(f"no engine is installed, so the cloud can't answer: {'; '.join(one.why for one in missing)}")
-    models = CloudModels(
+    models = make_models(
         registry,
         registry.blobs,
         engines,
@@ -70,7 +76,7 @@ def open_data_side(
     )
     plane = DataPlane(
         models,
-        metrics=Metrics(counts),
+        metrics=metrics or Metrics(counts),
         gate=make_gate(settings, layout, Keyring(layout.keys).token()),
         access=AccessLog(settings.access_log) if settings.access_log else None,
         tracing=Tracing.open(settings.traces, SERVICE) if settings.traces else None,

@@ -93,6 +93,16 @@ class CloudModels:
                 self._loader.begin(shelf)
             await self._changed.wait()
 
+    async def opened(self) -> None:
+        """Wait until what is wanted is open, or has failed."""
+        while True:
+            for shelf in list(self._shelves.values()):
+                self._loader.begin(shelf)
+            openings = [one.opening for shelf in self._shelves.values() for one in shelf.wanted if one.opening is not None]
+            if not openings:
+                return
+            await asyncio.wait(openings)
+
     def close(self) -> None:
         """Let everything go; calls that run are finished first by their threads."""
         self._loader.close()

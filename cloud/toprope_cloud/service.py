@@ -13,8 +13,8 @@ from toprope_cloud.api import build_app, reading
 from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
 from toprope_cloud.credentials import check_address
-from toprope_cloud.data_side import open_data_side
 from toprope_cloud.fleet import Fleet
+from toprope_cloud.front import Reread, open_front
 from toprope_cloud.jobs import Jobs, Limits
 from toprope_cloud.keys import Keyring
 from toprope_cloud.label_book import LabelBook
@@ -27,19 +27,25 @@ from toprope_cloud.registry import Registry
 from toprope_cloud.sender import Sender
 from toprope_cloud.settings import CloudSettings
 from toprope_cloud.telemetry import FleetCounts, TelemetryBook, listen_to_telemetry, telemetry_router
+from toprope_cloud.workers.api import workers_router
 from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.errors import InputError
 from toprope_shared.link import Address, Link
 from toprope_shared.profiles import find_profile
-from toprope_shared.serving.app import listen, serve
+from toprope_shared.serving.app import listen
 from toprope_shared.topics import Topics
 
 log = logging.getLogger(__name__)
 
 
-async def run(settings: CloudSettings, home: Path) -> None:
+async def run(settings: CloudSettings, home: Path, reread: Reread | None = None) -> None:
     """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: the cloud's.
+        home: the folder of all state.
+        reread: reads the settings anew, for workers that take the place of others.
 
     Raises:
         InputError: the doors would be open to everybody, the port is taken, another service works on this home, or there are
@@ -56,8 +62,8 @@ async def run(settings: CloudSettings, home: Path) -> None:
     registry = Registry(metadata, Blobs(layout.blobs), SystemClock())
     metrics = CollectorRegistry()
     labels = LabelBook(layout.database)
-    side = open_data_side(settings, registry, metrics, layout, labels.all)
-    models, plane = side.models, side.plane
+    front = open_front(settings, sock, registry, metrics, layout, labels.all, reread)
+    models, plane = front.side.models, front.side.plane
     fleet = Fleet(layout.database)
     topics = Topics(settings.topic_prefix)
     credentials = BrokerFiles(layout, topics).cloud()
@@ -81,6 +87,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
             readers = reading(plane, token)
             app.include_router(telemetry_router(book), dependencies=readers)
             app.include_router(models_router(models, labels, token, on_change), dependencies=readers)
+            app.include_router(workers_router(front, token), dependencies=readers)
             sender = Sender(
                 link,
                 topics,
@@ -92,8 +99,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
             )
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(serve(app, sock, plane=plane), name="http"),
-                    group.create_task(models.keep_warm(), name="models"),
+                    group.create_task(front.run(app), name="front"),
                     group.create_task(publisher.run(), name="publisher"),
                     group.create_task(sender.run(), name="sender"),
                     group.create_task(link.keep_subscribed(), name="subscriptions"),
@@ -107,7 +113,7 @@ async def run(settings: CloudSettings, home: Path) -> None:
                 for task in tasks:
                     task.cancel()
     finally:
-        await side.close()
+        await front.side.close()
         labels.close()
         fleet.close()
 

@@ -26,7 +26,7 @@ def limit_process(cpu_s: int) -> None:
     _lower(resource.RLIMIT_CPU, cpu_s, spare=5)  # SIGXCPU at the first, SIGKILL at the second
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     if sys.platform == "linux":
-        _end_with_parent()
+        end_with_parent()
         _be_first_when_memory_ends()
     _lower(resource.RLIMIT_FSIZE, 0)
 
@@ -38,7 +38,8 @@ def limit_memory(more_bytes: int) -> None:
     _lower(resource.RLIMIT_AS, address_space + more_bytes + RESERVED_BYTES)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Let the system kill this process when the thread that started it ends, and forbid it new privileges. Linux only."""
     parent = os.getppid()
     libc = ctypes.CDLL(None)
     for option, value in ((_SET_PDEATHSIG, signal.SIGKILL), (_SET_NO_NEW_PRIVS, 1)):

@@ -1,8 +1,8 @@
 """How long and how much a server listens to a client: heads, bodies, pauses, and answers that nobody fetches.
 
 uvicorn gives up on a client only between two requests. This is its protocol with the deadlines and bounds that it lacks: a head
-or a body that drips (slow loris), a head without end, a client that says nothing at all, one that does not read its answer, and
-more connections than are wanted. All deadlines of a server are looked at together, twice a second, so that a request costs a few
+or a body that drips (slow loris), a head without end, a client that says nothing, one that does not read its answer, and more
+connections than are wanted. All deadlines of a server are looked at together, twice a second, so that a request costs a few
 assignments and no timer.
 
 It leans on private parts of uvicorn's HttpToolsProtocol, whose version is pinned; `tests/shared/serving/test_patience.py` holds
