@@ -87,6 +87,7 @@ def test_a_wrong_header_length_is_refused(server: Server, length: str) -> None:
     assert LENGTH_HEADER in json.loads(answer.data)["error"]
 
 
+X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
 DEEP = b"[" * 50_000
 NAN_DEEP = b"[NaN," * 30_000
 
@@ -133,6 +134,122 @@ def test_ragged_and_deep_lists_are_refused() -> None:
     for data in ([[1], 2], [1, [2]], [[1], [2, 3]], [[[1]], [2]], deep):
         with pytest.raises(RequestError):
             flatten("x", data)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [-1, 3],
+        [2**62, 4],
+        [2**63, 1],
+        [2**64],
+        [2**32, 2**32],
+        [2**61, 0],
+        [0, 2**62],
+        [1] * 33,
+        [1.5, 2],
+        [True, 3],
+        [10**400],
+    ],
+)
+def test_impossible_shapes_are_refused_in_json_too(server: Server, shape: list[Any]) -> None:
+    tensor = {"name": "x", "shape": shape, "datatype": "FP32", "data": [1, 2, 3]}
+    answer = server.post("/v2/models/affine/infer", {"inputs": [tensor]})
+    assert (answer.status, json.loads(answer.data)["code"]) == (400, "bad_request")
+    assert server.shelf.seen == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": [X, X]},
+        {"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]},
+        {"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 1}}, {"name": "y"}]},
+        {"inputs": [X] * 5000},
+        {"inputs": [X | {"name": f"x{at}"} for at in range(4097)]},
+        {"inputs": [X | {"name": ""}]},
+        {"inputs": [X | {"name": "x" * 10_000}]},
+        {"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 2**62}}]},
+        {"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 1.5}}]},
+        {"inputs": [X], "parameters": {"timeout": 2**70}},
+        {"inputs": [X], "parameters": {"priority": 2**70}},
+        {"inputs": [X], "id": 7},
+    ],
+)
+def test_doubles_and_oversizes_are_refused(server: Server, body: Any) -> None:
+    answer = server.post("/v2/models/affine/infer", json.dumps(body, separators=(",", ":")).encode()[:BODY_LIMIT])
+    assert answer.status == 400
+    assert server.shelf.seen == []
+
+
+def test_two_binary_inputs_can_not_share_their_bytes(server: Server) -> None:
+    a, b = (
+        {"name": name, "shape": [2], "datatype": kind, "parameters": {"binary_data_size": size}}
+        for name, kind, size in (("a", "FP32", 8), ("b", "INT32", 2**63 - 8))
+    )
+    head = json.dumps({"inputs": [a, b]}).encode()
+    answer = server.ask("POST", "/v2/models/pair/infer", body=head + b"\0" * 8, headers={LENGTH_HEADER: str(len(head))})
+    assert (answer.status, "past the end" in json.loads(answer.data)["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("raw", [b"\0", b"\0" * 11, b"\0" * 13])
+def test_a_raw_request_of_odd_length_is_refused(server: Server, raw: bytes) -> None:
+    answer = server.ask("POST", "/v2/models/affine/infer", body=raw, headers={LENGTH_HEADER: "0"})
+    assert (answer.status, "takes" in json.loads(answer.data)["error"]) == (400, True)
+
+
+def test_a_load_of_two_gibibytes_is_refused_without_being_held(server: Server) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    head = b'{"parameters":{"file:1/model.onnx":"'
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as link:
+        link.sendall(
+            b"POST /v2/repository/models/affine/load HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + f"{len(head):x}\r\n".encode()
+            + head
+            + b"\r\n80000000\r\n"
+        )
+        with contextlib.suppress(OSError):  # it is cut off in the middle of what it says
+            for _ in range(BODY_LIMIT // 1000 * 2):
+                link.sendall(b"A" * 1000)
+        assert link.recv(4096).startswith(b"HTTP/1.1 413 ")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_GROWTH_KB
+    assert server.ask("GET", "/v2/models/affine/ready").status == 200
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/xml", "nonsense", "application/json; charset=x"])
+def test_the_content_type_of_a_request_decides_nothing(server: Server, kind: str) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    for door, body in (
+        ("/v2/models/affine/infer", {"inputs": [X]}),
+        ("/v1/models/affine:predict", {"instances": [[1, 2, 3]]}),
+    ):
+        assert server.ask("POST", door, body=json.dumps(body).encode(), headers=headers).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v2/models/affine/infer/more", 404),
+        ("POST", "/v2/models/affine/versions//infer", 404),
+        ("GET", "/v2/models/affine/infer", 405),
+        ("DELETE", "/v1/models/affine", 405),
+        ("PATCH", "/v2/repository/index", 405),
+        ("GET", "/predictions/affine", 405),
+        ("GET", "/v1/models/%ff/metadata", 404),
+        ("GET", "/v2/models/%00", 404),
+        ("GET", "/v1/models/a/versions/" + "9" * 5000, 400),
+        ("POST", "/v1/%2e%2e/%2e%2e/etc/passwd", 400),
+    ],
+)
+def test_every_refusal_of_every_router_is_an_error_with_a_sentence(
+    server: Server, method: str, path: str, status: int
+) -> None:
+    answer = server.ask(method, path)
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
+    told = json.loads(answer.data)
+    assert list(told)[:2] == ["error", "code"]
+    assert told["error"]
 
 
 def test_booleans_are_read_whatever_their_byte() -> None:
