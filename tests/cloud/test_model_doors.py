@@ -1,0 +1,146 @@
+"""The cloud's models through real HTTP: updates under load, and the operator's labels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fastapi import FastAPI
+from tests.fakes.cloud_models import Served, Signed, serving
+from tests.fakes.releases import tiny_release
+
+from toprope_cloud.label_book import LabelBook
+from toprope_cloud.model_settings import ModelSettings
+from toprope_cloud.models_api import models_router
+from toprope_shared.blobs import Blobs
+from toprope_shared.inference import ModelState
+from toprope_shared.manifest import Manifest
+from toprope_shared.serving.app import listen, routes, serve
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.http_errors import exception_handlers
+
+CLIENTS = 12
+TOKEN = {"Authorization": "Bearer secret"}
+
+
+def release(blobs: Blobs, number: int) -> Manifest:
+    """Version `1.<number>.0` with counter `number`, which multiplies by `number`."""
+    return tiny_release(blobs, version=f"1.{number}.0", counter=number, factor=float(number))
+
+
+@contextlib.asynccontextmanager
+async def over_http(served: Served, book: LabelBook) -> AsyncIterator[aiohttp.ClientSession]:
+    """Serve the doors and the operator's routes; give a client of them."""
+    plane = DataPlane(served.models)
+    app = FastAPI(exception_handlers=dict(exception_handlers()))
+
+    async def on_change() -> None:
+        served.labels.clear()
+        served.labels.update(book.all())
+        await served.refresh()
+
+    app.include_router(models_router(served.models, book, "secret", on_change))
+    app.router.routes.extend(routes(plane))
+    sock = listen("127.0.0.1", 0)
+    ready = asyncio.Event()
+    task = asyncio.create_task(serve(app, sock, ready=ready.set, grace_s=1, plane=plane))
+    try:
+        await asyncio.wait_for(ready.wait(), 20)
+        base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        async with aiohttp.ClientSession(base, timeout=aiohttp.ClientTimeout(30)) as client:
+            yield client
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        sock.close()
+
+
+async def test_updates_under_load_fail_no_request_and_mix_no_versions(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "blobs")
+    signed = Signed(release(blobs, 1))
+    stop, counts = asyncio.Event(), dict.fromkeys(("answers", "failures", "wrong"), 0)
+
+    async def ask(client: aiohttp.ClientSession, number: int) -> None:
+        x, path = float(number + 1), "/v2/models/double/infer"
+        data = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}
+        while not stop.is_set():
+            async with client.post(path, json=data) as response:
+                body = await response.json()
+                if response.status != 200:
+                    counts["failures"] += 1
+                    continue
+                factor = float(body["model_version"].split(".")[1])
+                counts["answers"] += 1
+                counts["wrong"] += body["outputs"][0]["data"] != [x * factor]
+
+    async with (
+        serving(signed, blobs, tables={"*": ModelSettings("latest:1")}) as served,
+        over_http(served, LabelBook(tmp_path / "labels")) as client,
+    ):
+        async with asyncio.TaskGroup() as group:
+            for number in range(CLIENTS):
+                group.create_task(ask(client, number))
+            for number in range(2, 6):
+                before = counts["answers"]
+                signed.manifests = (*signed.manifests, release(blobs, number))
+                await served.refresh()
+                await served.until(lambda number=number: served.states().get(f"1.{number}.0") is ModelState.AVAILABLE)  # type: ignore[misc]
+                await served.until(lambda before=before: counts["answers"] > before + CLIENTS)  # type: ignore[misc]
+            stop.set()
+        assert served.states()["1.4.0"] in (ModelState.UNLOADING, ModelState.END)
+    assert counts["answers"] > 4 * CLIENTS
+    assert (counts["failures"], counts["wrong"]) == (0, 0)
+
+
+async def test_an_operator_moves_a_label_by_a_call(tmp_path: Path) -> None:
+    blobs, book = Blobs(tmp_path / "blobs"), LabelBook(tmp_path / "labels")
+    one, two = release(blobs, 1), release(blobs, 2)
+
+    async with serving(Signed(one, two, stable=two), blobs) as served, over_http(served, book) as client:
+        await served.until(lambda: len(served.states()) == 2 and all(s.ready for s in served.models.models()))
+
+        async def ask(label: str) -> object:
+            async with client.post(f"/v1/models/double/labels/{label}:predict", json={"instances": [[10.0]]}) as response:
+                return (await response.json()).get("predictions", response.status)
+
+        path = "/api/models/double/labels/stable"
+        assert await ask("stable") == [[20.0]]
+        async with client.put(path, json={"version": "1"}, headers=TOKEN) as response:
+            assert await response.json() == {"model": "double", "label": "stable", "version": "1.1.0"}
+        assert await ask("stable") == [[10.0]]
+        async with client.get("/api/models") as response:
+            found = await response.json()
+        assert found["set"] == {"double": {"stable": "1.1.0"}}
+        assert [(m["version"], m["state"], m["labels"]) for m in found["models"]] == [
+            ("1.1.0", "AVAILABLE", ["stable"]),
+            ("1.2.0", "AVAILABLE", []),
+        ]
+        async with client.delete(path, headers=TOKEN) as response:
+            assert response.status == 200
+        assert await ask("stable") == [[20.0]]
+        assert await ask("blue") == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "version", "headers", "status", "says"),
+    [
+        ("PUT", "/api/models/double/labels/blue", "1.1.0", {}, 403, "operator's token"),
+        ("PUT", "/api/models/double/labels/blue", "9.9.9", TOKEN, 404, "no signed release 9.9.9 of 'double'"),
+        ("PUT", "/api/models/nobody/labels/blue", "1.1.0", TOKEN, 404, "no signed release 1.1.0 of 'nobody'"),
+        ("PUT", "/api/models/double/labels/7", "1.1.0", TOKEN, 400, "not begin with a digit"),
+        ("DELETE", "/api/models/double/labels/blue", "", TOKEN, 404, "no operator has set the label blue"),
+        ("DELETE", "/api/models/double/labels/blue", "", {}, 403, "operator's token"),
+    ],
+)
+async def test_a_label_that_can_not_be_set_is_refused_with_a_sentence(
+    tmp_path: Path, method: str, path: str, version: str, headers: dict[str, str], status: int, says: str
+) -> None:
+    blobs, book = Blobs(tmp_path / "blobs"), LabelBook(tmp_path / "labels")
+    async with serving(Signed(release(blobs, 1)), blobs) as served, over_http(served, book) as client:
+        async with client.request(method, path, json={"version": version}, headers=headers) as response:
+            assert (response.status, says in (await response.json())["error"]) == (status, True)
+        assert book.all() == {}
