@@ -18,6 +18,7 @@ import orjson
 from toprope_shared.errors import LinkError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Parameter
 from toprope_shared.serving.provenance import from_parameters, to_parameters
+from toprope_shared.serving.quick_json import quick_infer
 from toprope_shared.serving.raw import bytes_of, from_raw, raw_size, to_raw
 from toprope_shared.serving.values import check_datatype, check_shape, encode_numbers, flatten, loads, to_array
 from toprope_shared.tensors import Array, Name, TensorSpec, datatype_of
@@ -78,6 +79,9 @@ class Wanted:
     def is_binary(self, output: str) -> bool:
         """Say whether an output is to be sent as raw bytes."""
         return self.by_name.get(output, self.binary)
+
+
+_AS_JSON = Wanted()
 
 
 class _Tail:
@@ -142,6 +146,8 @@ def decode_request(
         RequestError: the message is not well-formed; the text says where.
     """
     length = _header_length(body, headers)
+    if length is None and (quick := quick_infer(body)):
+        return InferenceRequest(model=model, version=version, inputs=quick[0], id=quick[1]), _AS_JSON
     if length == 0:
         return InferenceRequest(model=model, version=version, inputs=raw_input(body, specs)), Wanted(binary=True)
     head = _convert(body[:length] if length else body, _Request)

@@ -21,6 +21,7 @@ from toprope_shared.inference import InferenceResponse, Parameter
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.binary import text_of
 from toprope_shared.serving.provenance import to_parameters
+from toprope_shared.serving.quick_json import quick_predict
 from toprope_shared.serving.raw import bytes_of
 from toprope_shared.serving.tfexplain import explain_columns, explain_rows, is_b64, parse_error, show
 from toprope_shared.serving.tfnumbers import encode_percent_g
@@ -47,6 +48,8 @@ def read_predict(body: bytes, manifest: Manifest) -> PredictRequest:
     Raises:
         RequestError: it does not fit; the text is TensorFlow Serving's.
     """
+    if quick := quick_predict(body, manifest.inputs):
+        return PredictRequest(*quick)
     document = parse(body)
     check_signature(document)
     if "instances" in document and "inputs" in document:
