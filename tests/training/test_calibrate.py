@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from toprope_edge import confidence
 from toprope_shared.tensors import Array
 from toprope_training import calibrate
 from toprope_training.calibrate import Answers
@@ -93,6 +94,19 @@ def test_rows_that_come_in_turns_do_not_fool_the_calibration() -> None:
     chosen = calibrate.calibrate("probs", Answers(scores, np.eye(4)[truth], truth), alpha=0.05)
     assert not chosen.certified
     assert chosen.kept == 0
+
+
+@pytest.mark.parametrize("logits", [False, True], ids=["probabilities", "logits"])
+def test_a_margin_keeps_the_answers_that_the_device_lets_stand_and_no_others(logits: bool) -> None:
+    answers = classifier(600, sharpness=1.6)
+    answers = Answers(np.log(answers.scores) if logits else answers.scores, answers.cloud, answers.truth, logits)
+    chosen = calibrate.calibrate("probs", answers, alpha=0.3, margin=0.4)
+    plain = calibrate.calibrate("probs", answers, alpha=0.3)
+    kept = answers.sureness(chosen.temperature, chosen.margin) >= chosen.tau
+    stands = [confidence.judge({"probs": row[None]}, chosen).stands for row in answers.scores]
+    assert stands == kept.tolist()
+    assert 0 < chosen.kept < plain.kept
+    assert chosen.tau <= plain.tau  # the margin takes over a part of what tau has to do
 
 
 def test_the_cascade_goes_from_the_edges_accuracy_to_the_clouds() -> None:

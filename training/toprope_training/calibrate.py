@@ -65,7 +65,18 @@ class Answers:
 
     def confidence(self, temperature: float) -> Array:
         """Return the calibrated confidence, float64 [rows], see `Calibration`."""
-        return np.asarray(special.softmax(_logits(self.scores, self.logits) / temperature, axis=1).max(axis=1))
+        return np.asarray(self._probabilities(temperature).max(axis=1))
+
+    def sureness(self, temperature: float, margin: float) -> Array:
+        """Return the calibrated confidence, and -1 where the two best classes are closer than `margin`; float64 [rows]."""
+        confidence = self.confidence(temperature)
+        if not margin:
+            return confidence
+        second = np.partition(self._probabilities(temperature), -2, axis=1)[:, -2]
+        return np.where(confidence - second >= margin, confidence, -1.0)
+
+    def _probabilities(self, temperature: float) -> Array:
+        return np.asarray(special.softmax(_logits(self.scores, self.logits) / temperature, axis=1))
 
 
 def dealt(rows: int) -> Array:
@@ -73,17 +84,18 @@ def dealt(rows: int) -> Array:
     return np.asarray(np.random.default_rng(_DEAL).permutation(rows) % _PARTS)
 
 
-def calibrate(output: str, answers: Answers, *, alpha: float) -> Calibration:
+def calibrate(output: str, answers: Answers, *, alpha: float, margin: float = 0.0) -> Calibration:
     """Return temperature and tau for an edge variant.
 
     Args:
         output: the name of the output that holds the scores.
         answers: of the held-out rows, at least 8.
         alpha: the bound that tau must keep.
+        margin: how far the two best classes must be apart besides.
     """
     temperature = fit_temperature(answers.part(1))
     chosen = answers.part(0, 2)
-    confidence, wrong = chosen.confidence(temperature), ~chosen.agree()
+    confidence, wrong = chosen.sureness(temperature, margin), ~chosen.agree()
     tau = certified_tau(confidence, wrong, alpha=alpha)
     certified = tau is not None
     if tau is None:
@@ -98,6 +110,7 @@ def calibrate(output: str, answers: Answers, *, alpha: float) -> Calibration:
         certified=certified,
         rows=len(confidence),
         kept=float(np.mean(confidence >= tau)),
+        margin=margin,
     )
 
 
@@ -179,7 +192,7 @@ def calibration_error(confidence: Array, right: Array) -> float:
 def cascade(variant: str, cloud_variant: str, answers: Answers, calibration: Calibration) -> Cascade:
     """Return what each threshold costs and brings, on the rows that the calibration did not see."""
     shown = answers.part(3)
-    confidence = shown.confidence(calibration.temperature)
+    confidence = shown.sureness(calibration.temperature, calibration.margin)
     edge, cloud = shown.right(), np.asarray(shown.cloud.argmax(axis=1) == shown.truth)
 
     def point(tau: float) -> CascadePoint:

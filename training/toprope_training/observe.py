@@ -91,7 +91,7 @@ def _views(terms: Terms, classes: str, targets: Array | None, answers: Mapping[s
         if name == cloud or terms.placements[name] is Placement.CLOUD:
             continue
         both = calibrate.Answers(outputs[classes], above, truth, terms.logits)
-        calibration = calibrate.calibrate(classes, both, alpha=terms.alpha)
+        calibration = calibrate.calibrate(classes, both, alpha=terms.alpha, margin=terms.margin)
         yield _View(
             name,
             calibration,

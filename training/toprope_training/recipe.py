@@ -75,6 +75,7 @@ class Recipe(ABC):
         engines: the engines that every variant of their format must run on; one that is not installed here is not asked.
         golden_rows: how many holdout rows travel with the release as its golden set.
         alpha: the bound on the share of kept answers in which edge and cloud may differ, see `manifest.Calibration`.
+        margin: how far the probabilities of the two best classes must be apart for the edge's answer to stand, 0 to 1.
         distillation: the teacher's share in the student's targets, 0 to 1.
         takes: what a file given with `--data` must be; empty: the recipe takes none.
         source: that file, None when none was given.
@@ -102,6 +103,7 @@ class Recipe(ABC):
     engines: ClassVar[tuple[str, ...]] = ("tflite-runtime", "litert", "onnxruntime")
     golden_rows: ClassVar[int] = 8
     alpha: ClassVar[float] = 0.05
+    margin: ClassVar[float] = 0.0
     distillation: ClassVar[float] = 0.5
     takes: ClassVar[str] = ""
     source: Path | None = None

@@ -187,13 +187,14 @@ def variants(manifest: Manifest) -> Table:
 
 def calibration(found: Sequence[Variant]) -> Table:
     """Return the table of calibrations."""
-    names = ("temperature", "tau", "alpha", "confidence", "rows", "kept")
+    names = ("temperature", "tau", "margin", "alpha", "confidence", "rows", "kept")
     columns = (Column("variant"), Column("tau is"), *(Column(name, number=True) for name in names))
     rows = []
     for variant in found:
         if (one := variant.calibration) is None:
             continue
-        numbers = (f"{one.temperature:.4g}", f"{one.tau:.4g}", f"{one.alpha:.4g}", f"{one.confidence:.4g}", f"{one.rows:,}")
+        values = one.temperature, one.tau, one.margin, one.alpha, one.confidence
+        numbers = (*(f"{value:.4g}" for value in values), f"{one.rows:,}")
         came = "certified" if one.certified else "heuristic"
         rows.append(Row((variant.name, came, *numbers, pictures.percent(one.kept))))
     caption = (

@@ -41,6 +41,7 @@ class Terms(msgspec.Struct, frozen=True):
     classes: str
     logits: bool
     alpha: float
+    margin: float = 0.0
     preprocessing: tuple[Preprocessing, ...] = ()
     input_privacy: tuple[InputPrivacy, ...] = ()
     stacked: bool = False
@@ -81,4 +82,5 @@ def of_recipe(recipe: Recipe) -> Terms:
         classes=recipe.classes,
         logits=recipe.logits,
         alpha=recipe.alpha,
+        margin=recipe.margin,
     )
