@@ -80,9 +80,9 @@ class Counts:
             "batch_stats": [
                 {
                     "batch_size": size,
-                    "compute_input": none,
+                    "compute_input": _span(round(shares), 0.0),
                     "compute_infer": _span(round(shares), seconds),
-                    "compute_output": none,
+                    "compute_output": _span(round(shares), 0.0),
                 }
                 for size, (shares, seconds) in sorted(self.batches.items())
             ],

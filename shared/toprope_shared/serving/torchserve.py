@@ -84,7 +84,11 @@ class PredictionExchange:
 
     def _inputs(self, manifest: Manifest) -> dict[str, Array]:
         kind = self._content_type.partition(";")[0].strip().lower()
-        content, may_be_json = self._body, kind != "application/octet-stream" and not kind.startswith("image/")
+        if kind.startswith(("image/", "audio/", "video/")):
+            raise RequestError(
+                f"the model takes numbers and {kind} is not decoded here; send the tensor as JSON or its bytes"
+            )
+        content, may_be_json = self._body, kind != "application/octet-stream"
         looks_like_json = content.lstrip()[:1] in (b"{", b"[")
         if kind == MULTIPART or (kind == URLENCODED and not looks_like_json):  # curl -d says it of JSON too
             content = field_of(content, self._content_type, _FIELDS)
