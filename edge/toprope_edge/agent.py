@@ -71,14 +71,15 @@ async def run(settings: EdgeSettings, home: Path, notifier: Notifier) -> None:
     credentials, root = read_enrolment(settings, home)
     state = state_folder(settings, home)
     floors: dict[str, Floor] = {}
+    stop = asyncio.Event()
     with listen(settings.host, settings.port) as sock:  # whoever asks while the state is opened anew waits here
         again = True
-        while again:
+        while again and not stop.is_set():
             async with AsyncExitStack() as stack:
                 opened = open_state(state, stack)
                 opened.journal.keep_trust_floors(floors)
                 agent = Agent(settings, credentials, root, opened, notifier)
-                again = await agent.run((sock.dup(), *_unix_sockets(settings, opened.folder, stack)), stack, state)
+                again = await agent.run((sock.dup(), *_unix_sockets(settings, opened.folder, stack)), stack, state, stop)
                 floors = opened.journal.trust_floors()
 
 
@@ -200,13 +201,14 @@ class Agent:
     def _require(self, release: DesiredRelease) -> None:
         self._trust.require(release.model, release.version, release.manifest_sha256)
 
-    async def run(self, socks: tuple[socket.socket, ...], stack: AsyncExitStack, state: Path) -> bool:
-        """Open what is on disk, then serve and follow the channel until a signal comes.
+    async def run(self, socks: tuple[socket.socket, ...], stack: AsyncExitStack, state: Path, stop: asyncio.Event) -> bool:
+        """Open what is on disk, then serve and follow the channel until the end.
 
         Args:
             socks: of the local doors; they are closed at the end.
             stack: closes what is opened.
             state: the state folder; where this runs on a copy of it, its being writable again ends this too.
+            stop: ends it; signals set it from here on.
 
         Returns:
             Whether the state is to be opened anew, because its disk is mended.
@@ -230,7 +232,7 @@ class Agent:
         host, port = socks[0].getsockname()[:2]
         self._reporter.url = f"http://{host}:{port}"
         status = status_route(self._reporter.state, lambda: self._link.connected, counts, self._frozen)
-        stop = _stop_on_signals()
+        _stop_on_signals(stop)
         stack.callback(self._verifier.close)
         await stack.enter_async_context(self._link)
         async with asyncio.TaskGroup() as group:
@@ -365,8 +367,6 @@ def _bindings(settings: EdgeSettings) -> tuple[Binding, ...]:
     return read_bindings(settings.bindings, prefix=settings.topic_prefix, own=settings.broker)
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
+def _stop_on_signals(stop: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
