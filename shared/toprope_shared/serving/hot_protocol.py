@@ -133,7 +133,7 @@ class HotHttp(PatientHttp):
     def on_message_complete(self) -> None:
         """Answer, if it is this request's turn."""
         cycle: Any = self.cycle
-        if type(cycle) is not HotCycle:
+        if self.offered or type(cycle) is not HotCycle:
             super().on_message_complete()
             return
         self.end_request()
@@ -189,6 +189,8 @@ class HotHttp(PatientHttp):
         if parser.get_method() != b"POST" or parser.get_http_version() != "1.1" or self.limit_concurrency is not None:
             return None
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
+        if len(headers) != len(self.headers):  # one came twice; the other road puts the two together
+            return None
         length = headers.get("content-length", "")
         if len(length) > 19 or not length.isdecimal() or int(length) > self.hot.body_limit:
             return None

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -140,6 +140,15 @@ class Visit:
             )
 
 
+def joined(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by name; one that comes twice has both values, so that none wins in silence (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in pairs:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
 class Guard:
     """Makes a visit of every request to an ASGI app.
 
@@ -153,7 +162,7 @@ class Guard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = joined(scope["headers"])
         identify(headers)
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         # The router has decoded the path, and its word counts; a door that reads the raw path itself has no such parameter.

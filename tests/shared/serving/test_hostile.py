@@ -88,6 +88,22 @@ def test_a_wrong_header_length_is_refused(server: Server, length: str) -> None:
 
 
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "second"),
+    [(LENGTH_HEADER, "0", "12"), ("X-Request-Timeout-Ms", "1", "100000"), ("Content-Encoding", "br", "gzip")],
+)
+def test_a_header_that_comes_twice_does_not_win_in_silence(server: Server, header: str, first: str, second: str) -> None:
+    body = json.dumps({"inputs": [X]})
+    head = f"POST /v2/models/affine/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    for values in ((first, second), (second, first)):
+        lines = "".join(f"{header}: {value}\r\n" for value in values)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as link:
+            link.sendall((head + lines + "\r\n" + body).encode())
+            assert link.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
 DEEP = b"[" * 50_000
 NAN_DEEP = b"[NaN," * 30_000
 
