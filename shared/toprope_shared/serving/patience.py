@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from toprope_shared.serving.replies import Reply, json_reply
@@ -26,9 +27,10 @@ from toprope_shared.serving.replies import Reply, json_reply
 log = logging.getLogger(__name__)
 
 LINGER_S = 2.0
+_OFFER = (b"connection", b"upgrade", b"http2-settings")
 _NO_LINGER = struct.pack("ii", 1, 0)
-_REASONS = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
-_CODES = {408: "deadline", 431: "too_large", 503: "overloaded"}
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+_CODES = {400: "bad_request", 408: "deadline", 431: "too_large", 503: "overloaded"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class PatientHttp(HttpToolsProtocol):
         self._marks = self._bytes = self._piece = 0
         self._unread = (0, 0.0)
         self._cut = False
+        self.offered = False  # of the head that came: its body is still to be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it when there are too many."""
@@ -85,12 +88,39 @@ class PatientHttp(HttpToolsProtocol):
         if self._cut:
             return
         own, self._piece = self._marks + (not self._coming), len(data)
-        super().data_received(data)
+        self._feed(data)
         # All of it belongs to what is coming, unless something else ended in it.
         if self._coming and own == self._marks:
             self._bytes += len(data)
             if self._in_head and self._bytes > self.patience.head_bytes:
                 self._cut_long_head()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what came; who offers another protocol (h2c, websocket) is answered in this one (RFC 9110, section 7.8)."""
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                # The parser leaves the body to the other protocol; as without the offer it is ours.
+                data = self._head_without_offer() + data[offer.args[0] :] if self.offered else b""
+            except httptools.HttpParserError as error:
+                if isinstance(error, httptools.HttpParserCallbackError):
+                    log.error("a request's head or body could not be taken in", exc_info=error)
+                self.cut(400, f"the request is not HTTP/1.1: {error}")
+                return
+
+    def _head_without_offer(self) -> bytes:
+        """Return the head that came without what it offers, for a parser that begins anew."""
+        tokens = b",".join(value for name, value in self.headers if name == b"connection").split(b",")
+        kept = b", ".join(token for token in map(bytes.strip, tokens) if token.lower() not in _OFFER)
+        headers = [item for item in self.headers if item[0] not in _OFFER] + ([(b"connection", kept)] if kept else [])
+        first = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.offered = False
+        return b"%b %b HTTP/%b\r\n" % first + b"".join(b"%b: %b\r\n" % item for item in headers) + b"\r\n"
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -99,6 +129,9 @@ class PatientHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin the body."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self.offered = True
+            return
         bytes_so_far = self._bytes
         self.begin_body()
         most = self.patience.head_bytes
@@ -115,6 +148,8 @@ class PatientHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request; nothing is owed until the next one begins."""
+        if self.offered:
+            return
         self.end_request()
         if not self._cut:
             super().on_message_complete()
