@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.conformance.places import Site, doors
+from tests.conformance.places import DOORS, Site, doors
 from tests.conformance.summary import Summary
 
 _KEY = pytest.StashKey[Summary]()
@@ -39,11 +39,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made.world.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Return host:port of the place that the test names, one of `PLACES`; for indirect parameters."""
-    if request.param == "doors":
-        with doors() as alone:
+    """Return host:port of the place that the test names, one of `DOORS` or `SERVICES`; for indirect parameters."""
+    if request.param in DOORS:
+        with doors(hot=request.param == "hot doors") as alone:
             yield alone
     else:
         site: Site = request.getfixturevalue("site")

@@ -23,13 +23,10 @@ import onnxruntime as ort
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 from tests.conformance.wire import Array, Asker, NoFormError, RefusedError, datatype_of, to_json
-from tests.shared.serving.conftest import Held, Run, Shelf, make_manifest
+from tests.shared.serving.conftest import Held, Shelf, make_manifest
 
 from toprope_shared.engines import find_engine
-from toprope_shared.inference import InferenceRequest, InferenceResponse
-from toprope_shared.serving.backend import Hot, Passing
-from toprope_shared.serving.batching import Batcher, BatchSettings
-from toprope_shared.tensors import Tensors, TensorSpec
+from toprope_shared.tensors import TensorSpec
 
 # Chance decides their outputs: two calls of one session differ, so only type and shape are held.
 DRAWN = frozenset({"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
@@ -37,7 +34,6 @@ LIGHT = ("simple", "pytorch-converted", "pytorch-operator")
 FORMS = ("binary", "json")
 # How far one session's own answers lie apart: its sums go by where in memory an input lies.
 RTOL, ATOL = 1e-5, 1e-6
-ROW_S = 1e-4  # seconds of a call, by which a batcher decides where to run it
 
 
 @dataclass(frozen=True)
@@ -210,45 +206,6 @@ _NUMPY: Mapping[str, Any] = {
     "tensor(string)": np.object_,
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-
-
-class AtHand(Passing):
-    """A shelf whose model may be run at once, through a batcher: the road that most answers of the cloud take.
-
-    Args:
-        shelf: with the one model of this moment.
-    """
-
-    def __init__(self, shelf: Shelf) -> None:
-        super().__init__(shelf)
-        self._shelf = shelf
-        self._hot: Hot | None = None
-
-    def hot(self, model: str, version: str | None) -> Hot | None:
-        """Return the model; called on the event loop, where its batcher lives."""
-        (held,) = self._shelf.models_
-        if self._hot is None or self._hot.manifest is not held.manifest:
-            batcher = Batcher(Runs(held.run), held.manifest, settings=BatchSettings(), row_s=ROW_S)
-            self._hot = Hot(held.manifest, batcher, self._shelf.provenance)
-        return self._hot
-
-    async def infer(self, request: InferenceRequest) -> InferenceResponse:
-        """Answer as the shelf does; nobody asks while the model is at hand."""
-        return await self._shelf.infer(request)
-
-
-@dataclass(frozen=True)
-class Runs:
-    """A session that another one owns."""
-
-    opened: Run
-
-    def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Run the other's session."""
-        return dict(self.opened(inputs))
-
-    def close(self) -> None:
-        """Leave it open."""
 
 
 class Suite:

@@ -1,5 +1,7 @@
 """The places that foreign clients are sent to: a whole cloud service, a whole agent, and the doors alone in a thread.
 
+The doors alone have models that must be asked for (`doors`), or models that are at hand (`hot doors`).
+
 The same models everywhere: `affine`, y = 2 x + 1 on three columns called red, green and blue, and `kinds`, which gives every
 datatype back as it came. The doors alone have `strings` too, as text is no matter of releases.
 """
@@ -16,6 +18,7 @@ import numpy as np
 import onnx
 import urllib3
 from onnx import TensorProto, helper
+from tests.conformance.at_hand import AtHand
 from tests.fakes.releases import golden_bytes, store, tiny_release
 from tests.fakes.served import served
 from tests.journeys.conftest import World, write_bundle
@@ -26,7 +29,7 @@ from toprope_shared.engines import find_engine
 from toprope_shared.manifest import Golden, Manifest
 from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec
 
-PLACES = ("doors", "cloud", "edge")
+DOORS, SERVICES = ("doors", "hot doors"), ("cloud", "edge")
 AFFINE, KINDS = "affine", "kinds"
 VERSION, COUNTER = "1.2.0", 7
 LABELS = ("red", "green", "blue")
@@ -139,7 +142,7 @@ class Site:
 
     def _settle(self, model: str) -> None:
         self.world.until(lambda: self.world.running("dev-1", model) == (VERSION, "COMMITTED"), f"dev-1 to run {model}")
-        self.world.until(lambda: all(self.ready(name, model) for name in PLACES[1:]), f"both ends to be ready for {model}")
+        self.world.until(lambda: all(self.ready(name, model) for name in SERVICES), f"both ends to be ready for {model}")
 
     def place(self, name: str) -> str:
         """Return host:port of `cloud` or `edge`."""
@@ -151,7 +154,12 @@ class Site:
 
 
 @contextmanager
-def doors() -> Iterator[str]:
-    """Serve the doors alone, in a thread; give host:port."""
-    with served(shelf()) as place:
+def doors(*, hot: bool) -> Iterator[str]:
+    """Serve the doors alone, in a thread; give host:port.
+
+    Args:
+        hot: the models are at hand, so that requests take the hot path.
+    """
+    models = shelf()
+    with served(AtHand(models) if hot else models) as place:
         yield place

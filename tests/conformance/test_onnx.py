@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterable
 
 import pytest
+from tests.conformance.at_hand import AtHand
 from tests.conformance.onnx_suite import (
     FORMS,
-    AtHand,
     Case,
     Suite,
     Tally,
