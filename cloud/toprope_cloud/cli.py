@@ -69,6 +69,30 @@ def cloud_run(
     serving.run(run(settings, home(), read))
 
 
+@cloud_app.command("reload")
+def cloud_reload(
+    url: str = typer.Option("http://127.0.0.1:8000", help="The cloud's address."),
+    keys: Path = typer.Option(None, help="Folder with the operator's token; the keys below TOPROPE_HOME by default."),
+    timeout: float = typer.Option(600.0, min=0.0, help="Seconds after which it stops waiting."),
+) -> None:
+    """Replace the worker processes one after another, without a failed request; they read the settings anew."""
+    import time
+
+    from toprope_cloud.keys import Keyring
+    from toprope_cloud.layout import Layout
+    from toprope_shared.errors import DeadlineError
+    from toprope_shared.settings import home
+
+    token = Keyring(keys or Layout(home()).keys).token()
+    replacing = _ask("POST", url, "/api/workers/reload", token=token)["replacing"]
+    end = time.monotonic() + timeout
+    while _ask("GET", url, "/api/workers", token=token)["reloading"]:
+        if time.monotonic() > end:
+            raise DeadlineError(f"the workers were not replaced within {timeout:g} s; the cloud's log says why")
+        time.sleep(0.2)
+    typer.echo(f"{replacing} workers were replaced")
+
+
 @cloud_app.command("sender")
 def cloud_sender(
     broker: str = typer.Option(None, help="The broker's address; mqtt://127.0.0.1:1883 by default."),
@@ -188,7 +212,7 @@ def _ask(method: str, url: str, path: str, *, token: str = "", body: Any = None)
         raise LinkError(f"the cloud at {url} does not answer: {error}") from error
     if answer.status == 403 and not token and (own := _own_token()):
         return _ask(method, url, path, token=own, body=body)
-    if answer.status != 200:
+    if answer.status not in (200, 202):
         sentence = str(said.get("error", f"the cloud answered {answer.status}"))
         raise NotFoundError(sentence) if answer.status == 404 else InputError(sentence)
     return said

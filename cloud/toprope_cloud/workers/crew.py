@@ -29,6 +29,8 @@ ACCEPTS = 64  # at a time, so that nothing else waits for long
 PAUSE_S = 0.1  # when the system has no more files
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
 STEADY_S = 60.0  # a worker that lived so long has not died of what killed the one before
+EVEN_S = 1.0
+SPREAD = 4  # the most and the fewest connections may differ by so many, or by that part of the mean
 TELL_S = 2.0
 ORDER_S = 120.0
 
@@ -70,6 +72,7 @@ class Crew:
             async with asyncio.TaskGroup() as group:
                 for place in self._places:
                     group.create_task(self._keep(place), name=f"worker-{place.number}")
+                group.create_task(self._even(), name="even")
         finally:
             self._stop_accepting()
             self._sock.close()
@@ -195,7 +198,7 @@ class Crew:
         if not began:
             await worker.kill()
             return None
-        self._balance(worker)
+        self._balance()
         self._give_waiting()
         self._start_accepting()
         return worker
@@ -263,12 +266,20 @@ class Crew:
         if not self._waiting and self.ready():
             self._start_accepting()
 
-    def _balance(self, fresh: Handle) -> None:
-        """Let the others hand back what a new worker should have."""
+    async def _even(self) -> None:
+        """Keep the load even: clients come and go faster than workers tell."""
+        while True:
+            await asyncio.sleep(EVEN_S)
+            serving = [one.connections for one in self._workers if one.serves]
+            if serving and max(serving) - min(serving) > max(SPREAD, sum(serving) // len(serving) // SPREAD):
+                self._balance()
+
+    def _balance(self) -> None:
+        """Let those that have more than the others hand it back."""
         serving = [one for one in self._workers if one.serves]
-        fair = sum(one.connections for one in serving) // len(serving)
+        fair = sum(one.connections for one in serving) // max(len(serving), 1)
         for one in serving:
-            if one is not fresh and one.connections > fair:
+            if one.connections > fair:
                 one.channel.send(words.GiveBack(one.connections - fair))
 
 

@@ -64,7 +64,8 @@ class Handle:
         self._gone = gone
         self._leaves = leaves
         self._began = asyncio.Event()
-        self._given = self._taken = self._open = 0
+        self._given = self._returned = 0
+        self._load = words.Load(0, 0, 0)
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[None]] = {}
         ours, self._theirs = pair()
@@ -84,8 +85,9 @@ class Handle:
 
     @property
     def connections(self) -> int:
-        """How many connections it has, those included that are on their way to it."""
-        return self._open + self._given - self._taken
+        """How many connections it has: what it has said, and what was given and came back since."""
+        said = self._load
+        return said.open + (self._given - said.taken) - (self._returned - said.back)
 
     def status(self) -> dict[str, Any]:
         """Return what is told of it."""
@@ -211,13 +213,14 @@ class Handle:
             case words.Leaving():
                 self._leaves()
             case words.Load():
-                self._taken, self._open = word.taken, word.open
+                self._load = word
             case words.Done():
                 self._answer(word.id, WorkerError(word.error, word.code) if word.code else None)
             case words.Counts():
                 self._heard(self, word, None)
                 self._answer(word.id, None)
             case words.Back():
+                self._returned += 1
                 self._heard(self, word, connection)
 
     def _answer(self, number: int, error: WorkerError | None) -> None:

@@ -76,8 +76,9 @@ class Worker:
         self._app = _app(self._side, begin)
         self._inlet = Inlet()
         self._ended = ended
-        self._taken = 0
-        self._said = (-1, -1)
+        self._taken = self._back = 0
+        self._said = words.Load(-1, 0, 0)
+        self._owed = 0  # connections that others should have
         self._tasks: set[asyncio.Task[Any]] = set()
         self._homeless: list[socket.socket] = []
         self._channel = channel
@@ -119,11 +120,10 @@ class Worker:
         """Do what the service says."""
         match word:
             case words.Take():
-                self._taken += 1
-                if connection is not None:
-                    self._do(self._inlet.take(connection))
+                self._do(self._take(connection))
             case words.GiveBack():
-                self._hand_back(word.connections)
+                self._owed += word.connections
+                self._hand_back()
             case words.Drain():
                 self._do(self._drain())
             case words.Stop():
@@ -162,23 +162,32 @@ class Worker:
         else:
             self._channel.send(words.Done(number))
 
+    async def _take(self, connection: socket.socket | None) -> None:
+        try:
+            if connection is not None:
+                await self._inlet.take(connection)
+        finally:
+            self._taken += 1
+
     async def _drain(self) -> None:
         """Hand back every connection as soon as it rests, then end."""
+        me = asyncio.current_task()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(words.DRAIN_S):
-                while len(self._inlet) or self._homeless or self._tasks_of_others():
-                    self._hand_back(None)
+                while len(self._inlet) or self._homeless or self._tasks - {me}:
+                    self._owed = len(self._inlet)
+                    self._hand_back()
                     await asyncio.sleep(DRAIN_LOOK_S)
         self._ended.set()
 
-    def _tasks_of_others(self) -> bool:
-        return len(self._tasks) > 1
-
-    def _hand_back(self, most: int | None) -> None:
-        waiting = [*self._homeless, *self._inlet.give_back(most)]
-        self._homeless = []
+    def _hand_back(self) -> None:
+        """Hand back what is owed, as far as it rests and the service has room."""
+        found = self._inlet.give_back(self._owed)
+        self._owed -= len(found)
+        waiting, self._homeless = [*self._homeless, *found], []
         for connection in waiting:
             if self._channel.hand(words.Back(), connection):
+                self._back += 1
                 connection.close()
             else:
                 self._homeless.append(connection)
@@ -188,12 +197,13 @@ class Worker:
         passed = 0.0
         while True:
             await asyncio.sleep(LOOK_S)
-            now = (self._taken, len(self._inlet))
+            if self._owed or self._homeless:
+                self._owed = min(self._owed, len(self._inlet))
+                self._hand_back()
+            now = words.Load(self._taken, self._back, len(self._inlet) + len(self._homeless))
             if now != self._said:
                 self._said = now
-                self._channel.send(words.Load(*now))
-            if self._homeless:
-                self._hand_back(0)
+                self._channel.send(now)
             passed += LOOK_S
             if passed >= COUNTS_S:
                 passed = 0.0

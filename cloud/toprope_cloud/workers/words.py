@@ -84,10 +84,12 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
     Attributes:
         taken: connections that it was handed since it began.
+        back: connections that it handed back since then.
         open: those that are open.
     """
 
     taken: int
+    back: int
     open: int
 
 

@@ -1,0 +1,44 @@
+"""Workers replaced and killed again and again while clients ask; tests/cloud/test_workers.py has one of each in every run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from tests.cloud.conftest import Installation, installation
+from tests.fakes.crews import asked, serving
+
+__all__ = ["installation"]
+CLIENTS, ROUNDS = 32, 3
+
+pytestmark = pytest.mark.skipif(os.environ.get("TOPROPE_FAULTS") != "all", reason="takes a minute; TOPROPE_FAULTS=all")
+
+
+async def test_replacing_all_workers_under_load_fails_no_request_and_keeps_the_load_even(
+    installation: Installation,
+) -> None:
+    registry = installation.registry
+    registry.accept(installation.next_models(installation.release("1.0.0", 1)))
+    async with serving(installation.layout, registry) as service, asked(service.port, CLIENTS) as seen:
+        for _ in range(ROUNDS):
+            before = service.ready()
+            assert service.front.reload() == 2
+            while service.front.workers()["reloading"]:  # noqa: ASYNC110 - told over HTTP, so there is no event
+                await asyncio.sleep(0.05)
+            assert not set(before) & set(service.ready())
+        await seen.until(2000)
+        assert (seen.wrong, seen.broken) == (0, 0)
+        spread = [one["connections"] for one in service.front.workers()["workers"] if one["state"] == "ready"]
+        assert max(spread) - min(spread) <= 4
+        broken = 0
+        for _ in range(ROUNDS):
+            victim = service.ready()[0]
+            broken += next(one["connections"] for one in service.front.workers()["workers"] if one["pid"] == victim)
+            os.kill(victim, signal.SIGKILL)
+            await service.until_ready(2, without=victim)
+            await seen.until(500)
+        assert seen.wrong == 0
+        assert seen.broken <= broken
+        assert service.front.workers()["deaths"] == ROUNDS
