@@ -46,9 +46,12 @@ from toprope_shared.serving.app import build_app
 from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request, decode_response, encode_response
 from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.forms import field_of
 from toprope_shared.serving.raw import from_raw
 from toprope_shared.serving.replies import Reply as Local
+from toprope_shared.serving.tfexamples import read_examples
 from toprope_shared.serving.tfjson import parse, read_predict
+from toprope_shared.serving.torchserve import PredictionExchange
 from toprope_shared.serving.values import loads
 from toprope_shared.tensors import NUMPY_TYPES, TensorSpec
 from toprope_training.cloud_api import _sentence
@@ -63,6 +66,10 @@ JSON_REQUEST = (
 )
 ROWS = b'{"signature_name":"serving_default","instances":[[1,2,3],[4,5,6]]}'
 COLUMNS = b'{"inputs":{"x":[[1,2,3]],"text":["a",{"b64":"YQ=="}]}}'
+CLASSES = JSON_REQUEST[:-1] + b',"outputs":[{"name":"out_x","parameters":{"classification":2}}]}'
+EXAMPLES = b'{"context":{"text":"a"},"examples":[{"x":[1,2.5,3]},{"x":[1,0,true],"text":{"b64":"YQ=="}}]}'
+FORM_TYPE = b"multipart/form-data; boundary=x"
+FORM = b'--x\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n[[1,2,3]]\r\n--x--\r\n'
 EMPTY_AND_WIDE = b'{"inputs":[{"name":"x","shape":[%d,0],"datatype":"FP32","data":[]}]}' % 2**61
 PATIENT = b'{"a":NaN,"inputs":[],"parameters":{"timeout":%s}}' % HUGE
 
@@ -123,6 +130,14 @@ def _doors() -> list[Target]:
         b"POST /v1/models/m:predict\nPrefer: return=provenance\n\n" + ROWS,
         b"POST /v1/models/words/versions/7:predict\n\n" + b'{"inputs":["a"]}',
         b"POST /v2/repository/index\n\n" + b'{"ready":true}',
+        b"POST /v2/repository/any/models/m/load\n\n" + b'{"parameters":{"config":"{}"}}',
+        b"POST /v2/models/m/infer\nAccept-Encoding: deflate;q=0.5, gzip\n\n" + CLASSES,
+        b"POST /v1/models/m/labels/stable:classify\n\n" + EXAMPLES,
+        b"POST /v1/models/m:regress\n\n" + EXAMPLES,
+        b"POST /predictions/m/7\n\n" + b'[{"x":[1,2,3]}]',
+        b"POST /predictions/m\nContent-Type: " + FORM_TYPE + b"\n\n" + FORM,
+        b"/v2/models/m/config\n\n",
+        b"/v2/models/m/versions/7/stats\n\n",
         b"/v1/models/m/metadata\n\n",
         b"/v2/models/m/versions/7/ready\nX-Request-Timeout-Ms: 50\n\n",
     )
@@ -167,6 +182,30 @@ def _parts() -> list[Target]:
             factor=400,
         ),
         Target("serving.columns", lambda data: read_predict(data, columns), refused, (COLUMNS,), factor=400),
+        Target(
+            "serving.examples",
+            lambda data: read_examples(data, columns),
+            refused,
+            (EXAMPLES,),
+            (b'{"examples":[{"x":[%s,1,2],"text":"a"}]}' % HUGE, b'{"examples":[%s{}]}' % (b"{}," * 30_000)),
+            ("serving.tfexamples.read_examples",),
+            factor=400,
+        ),
+        Target(
+            "serving.prediction",
+            _prediction,
+            refused,
+            (b"\0[[1,2,3]]", b'\0{"data":{"x":[1,2,3],"text":{"b64":"YQ=="}}}', b"\1" + FORM, b"\2data=%5B1%2C2%5D"),
+            factor=400,
+        ),
+        Target(
+            "serving.form",
+            lambda data: field_of(data, FORM_TYPE.decode(), ("data", "body")),
+            refused,
+            (FORM,),
+            (b"\r\n--x" * 20_000, FORM + b"--x" * 20_000),
+            ("serving.forms.field_of",),
+        ),
         Target("serving.object", parse, refused, (ROWS + b" and more",), factor=100),
         Target(
             "serving.document",
@@ -185,6 +224,11 @@ def _parts() -> list[Target]:
             ("serving.body.uncompress",),
         ),
     ]
+
+
+def _prediction(data: bytes) -> object:
+    kind = ("", FORM_TYPE.decode(), "application/x-www-form-urlencoded")[data[0] % 3 if data else 0]
+    return PredictionExchange(None, {"content-type": kind}, data[1:]).read(replace(_model(X), inputs=(X, Y)))
 
 
 def _json_request(data: bytes) -> object:
