@@ -46,7 +46,7 @@ from toprope_shared.serving.app import build_app
 from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request, decode_response, encode_response
 from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
 from toprope_shared.serving.dataplane import DataPlane
-from toprope_shared.serving.forms import field_of
+from toprope_shared.serving.forms import read_field
 from toprope_shared.serving.raw import from_raw
 from toprope_shared.serving.replies import Reply as Local
 from toprope_shared.serving.tfexamples import read_examples
@@ -200,11 +200,11 @@ def _parts() -> list[Target]:
         ),
         Target(
             "serving.form",
-            lambda data: field_of(data, FORM_TYPE.decode(), ("data", "body")),
+            lambda data: read_field(data, FORM_TYPE.decode(), ("data", "body")),
             refused,
             (FORM,),
             (b"\r\n--x" * 20_000, FORM + b"--x" * 20_000),
-            ("serving.forms.field_of",),
+            ("serving.forms.read_field",),
         ),
         Target("serving.object", parse, refused, (ROWS + b" and more",), factor=100),
         Target(

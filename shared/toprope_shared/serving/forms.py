@@ -18,7 +18,7 @@ _BOUNDARY = re.compile(r'boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))', re.I
 _NAME = re.compile(rb'^content-disposition:[^\r\n]*[;\s]name=(?:"([^"\r\n]*)"|([^\s;"]+))', re.IGNORECASE | re.MULTILINE)
 
 
-def field_of(body: bytes, content_type: str, names: Sequence[str]) -> bytes:
+def read_field(body: bytes, content_type: str, names: Sequence[str]) -> bytes:
     """Return the first field that has one of the names.
 
     Args:

@@ -24,7 +24,7 @@ from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.describing import is_batched
 from toprope_shared.serving.doors import endpoint
-from toprope_shared.serving.forms import MULTIPART, URLENCODED, field_of
+from toprope_shared.serving.forms import MULTIPART, URLENCODED, read_field
 from toprope_shared.serving.http_errors import error_reply
 from toprope_shared.serving.replies import JSON_TYPE, Reply, json_reply
 from toprope_shared.serving.roads import PLAIN, HotRoad
@@ -91,7 +91,7 @@ class PredictionExchange:
         content, may_be_json = self._body, kind != "application/octet-stream"
         looks_like_json = content.lstrip()[:1] in (b"{", b"[")
         if kind == MULTIPART or (kind == URLENCODED and not looks_like_json):  # curl -d says it of JSON too
-            content = field_of(content, self._content_type, _FIELDS)
+            content = read_field(content, self._content_type, _FIELDS)
             looks_like_json = content.lstrip()[:1] in (b"{", b"[")
         if kind == JSON_TYPE or (may_be_json and looks_like_json):
             return self._from_json(content, manifest)

@@ -14,7 +14,7 @@ from tests.shared.serving.conftest import Server, make_manifest
 
 from toprope_shared.errors import RequestError, UnavailableError
 from toprope_shared.inference import InferenceResponse, Origin, Provenance
-from toprope_shared.serving.forms import MAX_FIELDS, field_of
+from toprope_shared.serving.forms import MAX_FIELDS, read_field
 from toprope_shared.serving.torchserve import PredictionExchange
 from toprope_shared.tensors import TensorSpec
 
@@ -181,11 +181,11 @@ def test_a_model_without_a_batch_gives_its_output_whole() -> None:
 )
 def test_a_broken_form_is_refused(body: bytes, kind: str) -> None:
     with pytest.raises(RequestError):
-        field_of(body, kind, ("data",))
+        read_field(body, kind, ("data",))
 
 
 @pytest.mark.parametrize("content", [b"", b"\r\n", b"a\r\n--almost", b"\0\xff" * 9])
 def test_a_fields_bytes_come_out_as_they_went_in(content: bytes) -> None:
     body, kind = multipart("data", content)
-    assert field_of(body, kind, ("data",)) == content
-    assert field_of(body, kind.replace("boundary=", 'boundary="') + '"', ("none", "data")) == content
+    assert read_field(body, kind, ("data",)) == content
+    assert read_field(body, kind.replace("boundary=", 'boundary="') + '"', ("none", "data")) == content
