@@ -1,6 +1,7 @@
 """What survives power loss: updates, slots, floors, refusals and unacknowledged reports, in one SQLite file.
 
-Floors stand here and not beside the metadata, so that they survive a wipe of it.
+Floors stand here and not beside the metadata, so that they survive a wipe of it; what must survive the loss of this file too
+stands a second time in `journal_copy`.
 WAL with `synchronous=FULL`, one transaction a transition. Which transition may follow which is the table `life.LIFE`, not
 code; a row of it that names files is entered only after the files and then their folder were synced.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from toprope_edge.journal_copy import JournalCopy
 from toprope_edge.life import LIFE, MAX_TRANSITIONS, State
 from toprope_edge.outbox import MAX_REPORTS, Outbox
 from toprope_shared.clock import Clock, SystemClock
@@ -151,6 +153,9 @@ class Journal:
         copied: whether the file is a copy: what it reports is told apart from what its original reports later.
         clock: wall-clock time, for the numbers of sessions.
 
+    Attributes:
+        salvaged: whether this is a new file that was filled from the second copy of one that was lost.
+
     Raises:
         sqlite3.OperationalError: the disk does not take it.
         sqlite3.DatabaseError: the file is no database, or damaged.
@@ -167,8 +172,15 @@ class Journal:
         except sqlite3.Error:
             self._db.close()
             raise
-        if copied or self.noted("journal") is None:
+        self._copy = JournalCopy(self._db, path)
+        self.salvaged = False
+        new = self.noted("journal") is None
+        if new:
+            with self._transaction():
+                self.salvaged = self._copy.fill()
+        if copied or new:
             self.note("journal", secrets.randbits(_NUMBER_BITS) | 1)  # 0 is on reports from before there were numbers
+        self._copy.keep()
         self._outbox = Outbox(self._db, self.noted("journal") or 0, most_reports)
 
     def _prepare(self) -> None:
@@ -243,7 +255,8 @@ class Journal:
 
     def forget_update(self, model: str) -> None:
         """Drop a model's update, so that the rollout offers it again."""
-        self._db.execute("DELETE FROM updates WHERE model = ?", (model,))
+        with self._transaction():
+            self._db.execute("DELETE FROM updates WHERE model = ?", (model,))
 
     def slot(self, model: str, name: str = "current") -> Slot | None:
         """Return what a slot (`current` or `previous`) holds."""
@@ -320,6 +333,7 @@ class Journal:
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
+        self._copy.keep()
 
     def _write(self, release: DesiredRelease, along: Along) -> None:
         if along.slot:

@@ -4,8 +4,8 @@ A read-only or full disk must not end the answers, not even over a restart. The 
 never the models: these are read where they are. Nothing but raised floors comes back to the disk, so no update is begun
 meanwhile. Once the disk can be written again, the state is opened anew.
 
-A journal that is damaged is set aside and begun anew, and the cloud is told: what is on disk is offered, checked and tried out
-again, and need not be fetched again.
+A journal that is damaged is set aside and begun anew, and the cloud is told. Updates, slots, floors and refusals come from its
+second copy; where that is lost too, what is on disk is offered, checked and tried out again, and need not be fetched again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from toprope_edge import journal_copy
 from toprope_edge.journal import Journal
 from toprope_edge.settings import lock_state
 from toprope_edge.workers import Workers
@@ -118,7 +119,7 @@ def _try_to_write(state: Path) -> None:
 def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...], why: str) -> Opened:
     copy = _refuge(refuges, why)
     stack.callback(shutil.rmtree, copy, ignore_errors=True)
-    for name in (JOURNAL, f"{JOURNAL}-wal"):
+    for name in (JOURNAL, f"{JOURNAL}-wal", journal_copy.FILE):
         if (state / name).exists():
             shutil.copyfile(state / name, copy / name)
     if (state / "trust").is_dir():
@@ -134,16 +135,23 @@ def _open_journal(folder: Path, *, copied: bool = False) -> Journal:
     """Open the journal in a folder; one that is no database, or damaged, is set aside as `.broken`."""
     path = folder / JOURNAL
     try:
-        return Journal(path, copied=copied)
+        journal = Journal(path, copied=copied)
+        if not journal.salvaged:
+            return journal
+        why = f"{JOURNAL} was gone"
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):  # the disk, not the file
             raise
-        why = f"{JOURNAL} was damaged ({error}) and is set aside as {JOURNAL}.broken; what was installed is offered again"
-        log.error("%s", why)
-    os.replace(path, path.with_name(f"{JOURNAL}.broken"))
-    for end in ("-wal", "-shm"):
-        path.with_name(JOURNAL + end).unlink(missing_ok=True)
-    journal = Journal(path, copied=copied)
+        why = f"{JOURNAL} was damaged ({error}) and is set aside as {JOURNAL}.broken"
+        os.replace(path, path.with_name(f"{JOURNAL}.broken"))
+        for end in ("-wal", "-shm"):
+            path.with_name(JOURNAL + end).unlink(missing_ok=True)
+        journal = Journal(path, copied=copied)
+    if journal.salvaged:
+        why += f"; updates, slots, floors and refusals come from {journal_copy.FILE}, reports that waited are lost"
+    else:
+        why += "; floors and refusals begin anew, and what was installed is offered again"
+    log.error("%s", why)
     journal.alarm(LOST, int(time.time()), LOST_CODE, why)
     return journal
 

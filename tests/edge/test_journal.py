@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.fakes.clocks import ManualClock
 
+from toprope_edge import journal_copy
 from toprope_edge.journal import Along, Journal, Refusal, RefusedFor, Slot
 from toprope_edge.life import LIFE, MAX_TRANSITIONS, State
 from toprope_edge.outbox import EARLIER
@@ -169,6 +170,7 @@ def test_an_acknowledgement_of_a_journal_that_was_lost_forgets_nothing(path: Pat
     (told,) = lost.reports()
     lost.close()
     path.unlink()
+    path.with_name(journal_copy.FILE).unlink()
     journal = Journal(path)
     journal.offer(release(), at=2)
     journal.acknowledged(told.number, told.journal)
