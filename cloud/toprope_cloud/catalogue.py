@@ -10,6 +10,7 @@ from toprope_cloud.labels import gather
 from toprope_cloud.registry import Registry
 from toprope_cloud.served import Choice
 from toprope_shared.engines import Engine
+from toprope_shared.errors import InputError, IntegrityError
 from toprope_shared.manifest import TEACHER, Manifest, Placement
 
 log = logging.getLogger(__name__)
@@ -52,20 +53,36 @@ class Catalogue:
         self._engines = engines
         self._operator = operator
         self._known: set[str] = set()
+        self._told: set[str] = set()
 
     def read(self) -> Found:
-        """Read everything. Blocks."""
-        channels: dict[str, dict[str, str]] = {}
-        for channel in self._registry.channels():
-            rollout = self._registry.rollout(channel)
-            for release in rollout[0].releases if rollout else ():
-                channels.setdefault(release.model, {})[channel] = release.version
+        """Read everything; what is damaged on disk is told once and left out. Blocks."""
+        releases, damaged = self._registry.whole()
+        for path, why in damaged.items():
+            self._tell_once(path, f"the release of {path} can't be served: {why}")
         return Found(
-            releases=tuple(self._registry.releases()),
+            releases=tuple(releases),
             revoked=self._registry.revoked(),
-            channels=channels,
+            channels=self._channels(),
             operator=self._operator() if self._operator else {},
         )
+
+    def _channels(self) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for channel in self._registry.channels():
+            try:
+                rollout = self._registry.rollout(channel)
+            except (IntegrityError, InputError) as error:
+                self._tell_once(f"rollouts/{channel}", f"the channel {channel} is no label: {error}")
+                continue
+            for release in rollout[0].releases if rollout else ():
+                found.setdefault(release.model, {})[channel] = release.version
+        return found
+
+    def _tell_once(self, path: str, text: str) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            log.error("%s", text)
 
     def fresh(self, found: Found) -> Iterator[tuple[Manifest, tuple[Choice, ...]]]:
         """Yield the releases that were not yielded before and run here, and the ways in which they may, best first."""

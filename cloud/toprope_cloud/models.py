@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,8 +27,6 @@ from toprope_shared.errors import DeadlineError, NotFoundError, OverloadedError,
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
 from toprope_shared.manifest import Manifest, is_version
 from toprope_shared.serving.backend import Hot
-
-log = logging.getLogger(__name__)
 
 MAX_CALL_S = 60.0
 # A call that has found its release closed so often, each time after it was opened, meets a budget that is too small.

@@ -81,6 +81,17 @@ class Registry:
         ]
         return sorted(manifests, key=lambda one: (one.model, one.release_counter))
 
+    def whole(self) -> tuple[list[Manifest], dict[str, str]]:
+        """Return the signed releases whose manifests can be read, oldest first, and why others can't, by manifest path."""
+        manifests: list[Manifest] = []
+        damaged: dict[str, str] = {}
+        for path, target in self.metadata.targets(MODELS).targets.items():
+            try:
+                manifests.append(parse(self.blobs.read(target.hashes["sha256"])))
+            except (IntegrityError, InputError) as error:
+                damaged[path] = str(error)
+        return sorted(manifests, key=lambda one: (one.model, one.release_counter)), damaged
+
     def revoked(self) -> dict[str, str]:
         """Return the manifest paths of the releases that were revoked, and why."""
         signed = self.metadata.targets(MODELS).targets

@@ -7,16 +7,19 @@ import logging
 from pathlib import Path
 
 import pytest
+from tests.cloud.conftest import Installation
 from tests.fakes.cloud_models import Served, Signed, serving
 from tests.fakes.engines import Gate, GatedEngine
 from tests.fakes.releases import tiny_release
 
 from toprope_cloud.model_settings import ModelSettings
+from toprope_cloud.models import CloudModels
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import NotFoundError, UnavailableError
 from toprope_shared.inference import ModelState
 from toprope_shared.manifest import Manifest
+from toprope_shared.trust import MODELS
 
 START, AVAILABLE, END = ModelState.START, ModelState.AVAILABLE, ModelState.END
 
@@ -162,6 +165,21 @@ async def test_a_bad_release_blocks_nothing_and_says_why(blobs: Blobs, caplog: p
             await served.ask(version="1.3.0")
 
 
+async def test_a_bad_update_leaves_the_release_before_it_in_place(blobs: Blobs) -> None:
+    signed = Signed(release(blobs, 1))
+    async with serving(signed, blobs, tables={"*": ModelSettings("latest:1")}) as served:
+        await served.until(lambda: available(served, "1.1.0"))
+        bad = release(blobs, 2, wrong_golden=True)
+        signed.manifests, signed.named = (*signed.manifests, bad), {"stable": bad}
+        await served.refresh()
+        await served.until(lambda: served.states().get("1.2.0") is END)
+        assert "golden outputs do not hold" in served.status("1.2.0").reason
+        assert served.states()["1.1.0"] is AVAILABLE
+        assert await served.ask(10.0) == 10.0
+        with pytest.raises(UnavailableError, match="golden outputs do not hold"):
+            await served.ask(version="stable")
+
+
 async def test_a_revoked_release_ends_at_once(blobs: Blobs) -> None:
     one, two = release(blobs, 1), release(blobs, 2)
     signed = Signed(one, two, stable=two)
@@ -194,3 +212,24 @@ async def test_a_model_is_unloaded_and_loaded_by_request(blobs: Blobs) -> None:
         await served.until(lambda: served.status("1.2.0").error_code == "DATA_LOSS")  # it was tried once more
         with pytest.raises(NotFoundError):
             await served.models.load("nobody")
+
+
+async def test_a_channel_of_the_real_registry_is_a_label_and_a_damaged_release_blocks_no_other(
+    installation: Installation, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = installation.registry
+    one, two = installation.release("1.0.0", 1), installation.release("1.1.0", 2)
+    registry.accept(installation.next_models(one, two))
+    registry.roll_out("stable", one.model, "1.0.0")
+    models = CloudModels(registry, registry.blobs, find_engines(["onnxruntime"])[0])
+    digest = registry.metadata.targets(MODELS).targets[two.path].hashes["sha256"]
+    registry.blobs.path(digest).write_bytes(b"{}")
+    for _ in range(2):
+        await models.refresh()
+    await models.opened()
+    try:
+        assert [(s.manifest.version, s.state, s.labels) for s in models.models()] == [("1.0.0", AVAILABLE, ("stable",))]
+    finally:
+        models.close()
+    (told,) = (record for record in caplog.records if record.name == "toprope_cloud.catalogue")
+    assert "models/double/1.1.0/manifest.json can't be served" in told.getMessage()

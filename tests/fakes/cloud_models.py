@@ -41,8 +41,8 @@ class Signed:
         """The same for who wants a registry."""
         return cast(Registry, self)
 
-    def releases(self) -> list[Manifest]:
-        return sorted(self.manifests, key=lambda one: (one.model, one.release_counter))
+    def whole(self) -> tuple[list[Manifest], dict[str, str]]:
+        return sorted(self.manifests, key=lambda one: (one.model, one.release_counter)), {}
 
     def revoked(self) -> dict[str, str]:
         return self.gone
