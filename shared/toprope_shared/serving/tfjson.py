@@ -204,6 +204,12 @@ def write_predict(response: InferenceResponse, manifest: Manifest, *, rows: bool
         RequestError: rows were asked for and an output has no batch of its own.
     """
     outputs = {spec.name: response.outputs[spec.name] for spec in manifest.outputs if spec.name in response.outputs}
+    if len(outputs) == 1 and not provenance:  # the commonest answer is its output's text between two words
+        ((name, array),) = outputs.items()
+        if array.dtype.kind not in "OSU":
+            if rows:
+                _check_batch(name, array, -1)
+            return b'{"%s":%s}' % (b"predictions" if rows else b"outputs", encode_percent_g(array))
     body: dict[str, Any] = {"predictions": _write_rows(outputs)} if rows else {"outputs": _write_columns(outputs)}
     if provenance:
         body["provenance"] = provenance_of(response)
@@ -223,16 +229,21 @@ def provenance_of(response: InferenceResponse) -> dict[str, Parameter]:
 def _write_rows(outputs: dict[str, Array]) -> Any:
     size = -1
     for name, array in outputs.items():
-        if array.ndim == 0:
-            raise RequestError(f"Tensor name: {name} has no shape information ")
-        if array.shape[0] < 1:
-            raise RequestError(f"Tensor name: {name} has invalid batch size: {array.shape[0]}")
-        if size not in (-1, array.shape[0]):
-            raise RequestError(f"Tensor name: {name} has inconsistent batch size: {array.shape[0]} expecting: {size}")
-        size = array.shape[0]
+        size = _check_batch(name, array, size)
     if len(outputs) == 1:
         return next(value_of(name, array) for name, array in outputs.items())
     return [{name: value_of(name, np.asarray(array[row])) for name, array in outputs.items()} for row in range(size)]
+
+
+def _check_batch(name: str, array: Array, size: int) -> int:
+    """Return the batch size of an output, which must be that of the others; -1 where there are none yet."""
+    if array.ndim == 0:
+        raise RequestError(f"Tensor name: {name} has no shape information ")
+    if array.shape[0] < 1:
+        raise RequestError(f"Tensor name: {name} has invalid batch size: {array.shape[0]}")
+    if size not in (-1, array.shape[0]):
+        raise RequestError(f"Tensor name: {name} has inconsistent batch size: {array.shape[0]} expecting: {size}")
+    return int(array.shape[0])
 
 
 def _write_columns(outputs: dict[str, Array]) -> Any:

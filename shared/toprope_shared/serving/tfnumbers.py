@@ -28,7 +28,7 @@ _LARGE = re.compile(rb"(?<![\d.])([1-9]\d{5,}0)\.0(?!\d)")
 def encode_percent_g(array: Array) -> bytes:
     """Return an array of booleans, integers or floats as JSON text, nested like its shape; see `values.encode_numbers`."""
     text = encode_numbers(array)
-    if array.dtype.kind != "f" or array.size > MOST_SHAPED:
+    if (b"0.0" not in text and b"e-" not in text) or array.dtype.kind != "f" or array.size > MOST_SHAPED:
         return text
     if b"0.0000" in text:
         text = _SMALL.sub(_small, text)
