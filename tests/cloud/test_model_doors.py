@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
-import pytest
 from fastapi import FastAPI
 from tests.fakes.cloud_models import Served, Signed, serving
 from tests.fakes.releases import tiny_release
@@ -84,15 +83,15 @@ async def test_updates_under_load_fail_no_request_and_mix_no_versions(tmp_path: 
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
                 group.create_task(ask(client, number))
-            for number in range(2, 6):
+            for number in range(2, 5):
                 before = counts["answers"]
                 signed.manifests = (*signed.manifests, release(blobs, number))
                 await served.refresh()
                 await served.until(lambda number=number: served.states().get(f"1.{number}.0") is ModelState.AVAILABLE)  # type: ignore[misc]
                 await served.until(lambda before=before: counts["answers"] > before + CLIENTS)  # type: ignore[misc]
             stop.set()
-        assert served.states()["1.4.0"] in (ModelState.UNLOADING, ModelState.END)
-    assert counts["answers"] > 4 * CLIENTS
+        assert served.states()["1.3.0"] in (ModelState.UNLOADING, ModelState.END)
+    assert counts["answers"] > 3 * CLIENTS
     assert (counts["failures"], counts["wrong"]) == (0, 0)
 
 
@@ -125,22 +124,20 @@ async def test_an_operator_moves_a_label_by_a_call(tmp_path: Path) -> None:
         assert await ask("blue") == 400
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "version", "headers", "status", "says"),
-    [
-        ("PUT", "/api/models/double/labels/blue", "1.1.0", {}, 403, "operator's token"),
-        ("PUT", "/api/models/double/labels/blue", "9.9.9", TOKEN, 404, "no signed release 9.9.9 of 'double'"),
-        ("PUT", "/api/models/nobody/labels/blue", "1.1.0", TOKEN, 404, "no signed release 1.1.0 of 'nobody'"),
-        ("PUT", "/api/models/double/labels/7", "1.1.0", TOKEN, 400, "not begin with a digit"),
-        ("DELETE", "/api/models/double/labels/blue", "", TOKEN, 404, "no operator has set the label blue"),
-        ("DELETE", "/api/models/double/labels/blue", "", {}, 403, "operator's token"),
-    ],
-)
-async def test_a_label_that_can_not_be_set_is_refused_with_a_sentence(
-    tmp_path: Path, method: str, path: str, version: str, headers: dict[str, str], status: int, says: str
-) -> None:
+async def test_a_label_that_can_not_be_set_is_refused_with_a_sentence(tmp_path: Path) -> None:
     blobs, book = Blobs(tmp_path / "blobs"), LabelBook(tmp_path / "labels")
+    rows: list[tuple[str, str, str, dict[str, str], int, str]] = [
+        ("PUT", "double/labels/blue", "1.1.0", {}, 403, "operator's token"),
+        ("PUT", "double/labels/blue", "9.9.9", TOKEN, 404, "no signed release 9.9.9 of 'double'"),
+        ("PUT", "nobody/labels/blue", "1.1.0", TOKEN, 404, "no signed release 1.1.0 of 'nobody'"),
+        ("PUT", "double/labels/7", "1.1.0", TOKEN, 400, "not begin with a digit"),
+        ("DELETE", "double/labels/blue", "", TOKEN, 404, "no operator has set the label blue"),
+        ("DELETE", "double/labels/blue", "", {}, 403, "operator's token"),
+    ]
     async with serving(Signed(release(blobs, 1)), blobs) as served, over_http(served, book) as client:
-        async with client.request(method, path, json={"version": version}, headers=headers) as response:
-            assert (response.status, says in (await response.json())["error"]) == (status, True)
+        for method, path, version, headers, status, says in rows:
+            sent = client.request(method, f"/api/models/{path}", json={"version": version}, headers=headers)
+            async with sent as response:
+                assert response.status == status
+                assert says in (await response.json())["error"]
         assert book.all() == {}

@@ -54,12 +54,12 @@ async def test_a_file_that_hangs_or_kills_its_engine_ends_alone(blobs: Blobs, ki
     bad = endless(blobs, 2) if kind == "hangs" else deadly
     engines = find_engines(["onnxruntime", "tflite-runtime"])[0]
     signed = Signed(tiny_release(blobs, version="1.1.0"), bad, tiny_release(blobs, "other", factor=7.0))
-    async with serving(signed, blobs, engines=engines, try_out_s=4.0) as served:
+    async with serving(signed, blobs, engines=engines, try_out_s=3.0) as served:
         assert await served.ask(10.0, model="other") == 70.0
         assert await served.ask(10.0, "1.1.0") == 20.0
         await served.until(lambda: served.states()["1.2.0"] is ModelState.END)
         status = served.status("1.2.0")
-        expected = ("DEADLINE_EXCEEDED", "did not end within 4 s") if kind == "hangs" else ("INTERNAL", "killed by SIGSEGV")
+        expected = ("DEADLINE_EXCEEDED", "did not end within 3 s") if kind == "hangs" else ("INTERNAL", "killed by SIGSEGV")
         assert status.error_code == expected[0]
         assert expected[1] in status.reason
         assert await served.ask(10.0) == 20.0
