@@ -3,6 +3,7 @@
     python -m tests.benchmarks.page
 
 A mark is `<!-- table push/throughput -->` or `<!-- machine push -->`; what follows, up to `<!-- end -->`, is written anew.
+The picture of the servers is drawn from the same cells.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 from tests.benchmarks.results import Report, Table
 
 PAGE = Path("docs/reference-benchmarks.md")
+PICTURE = Path("docs/pictures/benchmark-serving.svg")
 KEPT = Path(".build/bench")
 MARK = re.compile(r"(<!-- (table|machine) ([\w/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -36,6 +38,13 @@ def fill(page: str, reports: dict[str, Report]) -> str:
         return f"{begin}{as_markdown(found[0])}{end}" if found else mark.group()
 
     return MARK.sub(written, page)
+
+
+def rows(page: str, name: str) -> list[list[str]]:
+    """Return the cells of a table as they stand on the page, without its headings; nothing where it does not stand there."""
+    text = next((mark.group() for mark in MARK.finditer(page) if mark[3] == name), "")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
 
 
 def as_markdown(table: Table) -> str:
@@ -64,7 +73,12 @@ def main() -> None:
     if not files:
         raise SystemExit(f"there is no report in {KEPT}; run: make bench")
     reports = {file.stem: msgspec.json.decode(file.read_bytes(), type=Report) for file in files}
-    PAGE.write_text(fill(page, reports))
+    filled = fill(page, reports)
+    PAGE.write_text(filled)
+    if cells := rows(filled, "serving/peers"):
+        from tests.benchmarks.serving import picture  # matplotlib is slow to import
+
+        PICTURE.write_text(picture.svg(cells))
 
 
 if __name__ == "__main__":

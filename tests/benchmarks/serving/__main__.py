@@ -9,10 +9,12 @@ below .cache/peers/serving, which takes some minutes once.
 import signal
 
 from tests.benchmarks import runs
-from tests.benchmarks.serving import contest
+from tests.benchmarks.serving import beside, contest, update
 
 BENCHES: dict[str, runs.Bench] = {
     "peers": contest.measure,
+    "beside": beside.measure,
+    "update": update.measure,
 }
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 from tests.benchmarks.results import Report, Table, keep, machine, show, today
@@ -52,7 +53,8 @@ def titles() -> dict[str, str]:
 
 def settings() -> list[str]:
     """Return a sentence on each server's version and how it was run."""
-    said = [f"- {ours.TITLE}: {ours.SETTINGS}."]
+    said = [f"- {load.version()}; onnxruntime {metadata.version('onnxruntime')} with every server."]
+    said += [f"- {ours.TITLE}: {ours.SETTINGS}."]
     for name, peer in environments.peers().items():
         there = environments.FOLDER / name
         version = environments.versions(there, peer.shown) if there.exists() else ""
@@ -69,13 +71,18 @@ def install() -> None:
             show(f"{name} is left out: {error}")
 
 
-async def measure(folder: Path, *, quick: bool = False) -> Table:
-    """Return the table with its goals; after each round what there is is kept in `PARTIAL`."""
+def ready() -> None:
+    """Make the environments, or say that nothing can be measured here."""
     try:
         load.found()
     except load.LoadError as error:
         raise SystemExit(str(error)) from error
     install()
+
+
+async def measure(folder: Path, *, quick: bool = False) -> Table:
+    """Return the table with its goals; after each round what there is is kept in `PARTIAL`."""
+    ready()
     course, found, before = Course(folder), Found(), os.getloadavg()[0]
     installation = ours.Installation(folder / "ours", course.files)
 

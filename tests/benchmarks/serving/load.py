@@ -67,17 +67,46 @@ def press(port: int, ask: Ask, connections: int, seconds: int) -> Loaded:
     Raises:
         LoadError: wrk is missing, failed, or did not end in time.
     """
-    try:
-        done = subprocess.run(
-            words(port, ask, connections, seconds),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds + TIMEOUT_S + _GRACE_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LoadError("wrk did not end in time") from error
-    return read(done.stdout, done.stderr)
+    with Pressing(port, ask, connections, seconds) as pressing:
+        return pressing.done()
+
+
+class Pressing:
+    """A run of wrk that goes on while other things are done; leaving it ends it.
+
+    Args:
+        port, ask, connections, seconds: as `press` takes them.
+    """
+
+    def __init__(self, port: int, ask: Ask, connections: int, seconds: int) -> None:
+        self._seconds = seconds
+        command = words(port, ask, connections, seconds)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Pressing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def done(self) -> Loaded:
+        """Wait for the end and return what came of it.
+
+        Raises:
+            LoadError: it failed, or did not end in time.
+        """
+        try:
+            printed, complained = self._process.communicate(timeout=self._seconds + TIMEOUT_S + _GRACE_S)
+        except subprocess.TimeoutExpired as error:
+            raise LoadError("wrk did not end in time") from error
+        return read(printed, complained)
+
+
+def version() -> str:
+    """Return wrk's version as it tells it."""
+    said = subprocess.run([found(), "-v"], capture_output=True, text=True, check=False, timeout=10).stdout
+    return " ".join(said.split()[:2])
 
 
 def read(printed: str, complained: str = "") -> Loaded:

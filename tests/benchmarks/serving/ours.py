@@ -5,7 +5,6 @@ Only `toprope cloud run` is measured; the broker beside it does nothing while no
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,10 +79,6 @@ class Installation:
             return Start(words, {**os.environ, "TOPROPE_HOME": str(self._world.home)})
 
         return Way(start, paths, only)
-
-    async def update(self, model: str, port: int, version: int) -> None:
-        """Publish while this process waits for other things."""
-        await asyncio.to_thread(self.publish, model, port, version)
 
     def close(self) -> None:
         """End what runs."""

@@ -149,7 +149,7 @@ class Standings:
         ours = self.rates(NAME, models.SMALL, Form.OPEN, MOST)
         for name, times in TIMES.items():
             found = ratios(ours, self.best(name, models.SMALL, JSON, MOST))
-            text = f"small, JSON, {MOST} connections: at least {times} times {self._titles[name]}'s requests a second"
+            text = f"small, JSON, {MOST} connections: at least {times} times the req/s of {self._titles[name]}"
             yield _goal(text, found, least=times)
 
     def _against_triton(self) -> Iterable[Goal]:
