@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 FROM_ENVIRONMENT = "otel"
+# The end of a process waits for its last spans, so not long for a collector that is away.
+SEND_S = 2.0
 Kind = Literal["server", "client"]
 Attribute = str | int | float | bool
 
@@ -88,7 +90,7 @@ class Tracing:
         named = Resource.create({"service.name": service}).merge(OTELResourceDetector().detect())
         provider = TracerProvider(resource=named, shutdown_on_exit=False)
         if exporter is None:
-            exporter = OTLPSpanExporter(None if endpoint == FROM_ENVIRONMENT else endpoint)
+            exporter = OTLPSpanExporter() if endpoint == FROM_ENVIRONMENT else OTLPSpanExporter(endpoint, timeout=SEND_S)
         provider.add_span_processor(BatchSpanProcessor(exporter))
         return cls(provider)
 
