@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from toprope_cloud.memory_budget import Claim, OverBudgetError, require, victims
 from toprope_cloud.model_settings import ModelSettings, settings_of
-from toprope_cloud.opening import Turns, Watched, beside, open_session, try_out
+from toprope_cloud.opening import Watched, beside, open_session, try_out
 from toprope_cloud.served import Served, Tried
 from toprope_cloud.shelf import Shelf
+from toprope_cloud.turns import Turns
 from toprope_shared import probe
 from toprope_shared.blobs import Blobs
 from toprope_shared.errors import DeviceError, IntegrityError, ProbeError
@@ -75,6 +76,7 @@ class Loader:
             served: the release.
             demanded: whether a caller waits for it; if not, it takes no other model's room.
         """
+        served.demanded |= demanded
         if served.opening is None:
             served.load()
             served.opening = asyncio.create_task(self._open(shelf, served, demanded))
@@ -110,7 +112,7 @@ class Loader:
 
     async def _try_out(self, shelf: Shelf, served: Served) -> Tried:
         threads = settings_of(self._tables, shelf.model).threads
-        async with self._turns.turn():
+        async with self._turns.turn(lambda: served.demanded):
             return await beside(
                 lambda: try_out(served.manifest, served.choices, self._blobs, threads, wall_s=self._wall_s),
                 f"the try-out of {served.title}",

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from toprope_cloud.served import Choice, Tried
@@ -29,10 +30,8 @@ from toprope_shared.tensors import Array, Tensors
 log = logging.getLogger(__name__)
 
 OPEN_S = 120.0
-TURNS = 2
-TURN_S = 5.0
-# A call that takes longer gains more from all cores than other calls lose by it.
-QUICK_US = 2000.0
+# Shorter calls take turns; longer ones may run at once, which needs an instance each where an engine's are not shared.
+SHORT_US = 300.0
 T = TypeVar("T")
 
 
@@ -49,38 +48,6 @@ class Opened:
     session: Session
     pace: Pace
     memory_bytes: int
-
-
-class Turns:
-    """Lets some work at once; who takes longer than `patience_s` goes on, and the next one begins.
-
-    Args:
-        count: how many at once.
-        patience_s: seconds after which a turn counts as over.
-    """
-
-    def __init__(self, count: int = TURNS, patience_s: float = TURN_S) -> None:
-        self._free = asyncio.Semaphore(count)
-        self._patience_s = patience_s
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn and hold it."""
-        await self._free.acquire()
-        held = True
-
-        def release() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._free.release()
-
-        late = asyncio.get_running_loop().call_later(self._patience_s, release)
-        try:
-            yield
-        finally:
-            late.cancel()
-            release()
 
 
 async def beside(work: Callable[[], T], what: str, discard: Callable[[T], None], *, patience_s: float = OPEN_S) -> T:
@@ -134,7 +101,7 @@ def try_out(
         manifest: the release's.
         choices: best first; later ones stand in only if they reproduce the same reference.
         blobs: where the files are.
-        threads: of one call; 0 chooses.
+        threads: the engine's in one call.
         wall_s: seconds that each may take.
 
     Raises:
@@ -157,13 +124,13 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
-        return Tried(choice, least, max(variant.needs.memory_bytes, least), threads or cores())
+        return Tried(choice, threads, 1, least, max(variant.needs.memory_bytes, least))
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
-    request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads or 1)
+    request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads)
     result = probe.probe(request, wall_s=wall_s)
-    chosen = threads or (1 if result.latency_us <= QUICK_US else cores())
-    return Tried(choice, least, max(result.memory_bytes, least), chosen)
+    instances = 1 if variant.needs.stateful or result.latency_us < SHORT_US else cores()
+    return Tried(choice, threads, instances, least, max(result.memory_bytes, least) * instances)
 
 
 def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
@@ -172,10 +139,11 @@ def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
     Raises:
         DeviceError: the file was altered, does not open, fails, or gives other outputs than the golden ones.
     """
-    variant, engine = tried.choice.variant, tried.choice.engine
+    variant = tried.choice.variant
     before = resident_bytes()
     data = blobs.read(variant.artifact.sha256)
-    session = engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads)
+    opened = partial(tried.choice.engine.open, threads=tried.threads, instances=tried.instances)
+    session = opened(data, manifest.inputs, manifest.outputs)
     try:
         golden = _golden(manifest, tried, blobs)
         off = golden.error_ppm(golden.run(session))
@@ -187,7 +155,7 @@ def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
         raise
     if variant.needs.stateful:
         session.close()  # its state has begun with the golden rows
-        session = engine.open(data, manifest.inputs, manifest.outputs, threads=tried.threads)
+        session = opened(data, manifest.inputs, manifest.outputs)
     # Too low where freed memory is used again, and too high where another session was opened meanwhile.
     grown = max(resident_bytes() - before, variant.artifact.length)
     return Opened(session, pace, min(grown, tried.most_bytes))

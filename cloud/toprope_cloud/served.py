@@ -45,15 +45,17 @@ class Tried:
 
     Attributes:
         choice: what ran.
-        memory_bytes: what a session of it takes: its file's length until one was open here.
+        threads: the engine's threads in one call.
+        instances: calls of one session that may run at once.
+        memory_bytes: what a session takes: its file's length until one was open here.
         most_bytes: what it took in the child, with what its engine takes once for all models.
-        threads: the engine's threads in one call that suit it.
     """
 
     choice: Choice
+    threads: int
+    instances: int
     memory_bytes: int
     most_bytes: int
-    threads: int
 
 
 @dataclass(eq=False, slots=True)
@@ -70,6 +72,7 @@ class Served:
         hot: what runs calls; None unless it is open.
         cost: bytes of memory that it takes, from before it is opened on.
         used: when it was last asked, as a count of all calls.
+        demanded: whether a caller waits, or has waited, for it to open.
         opening: the task that opens it, which everybody who needs it waits for.
         closing: sessions that wait for the end of their last calls.
     """
@@ -83,6 +86,7 @@ class Served:
     hot: Hot | None = None
     cost: int = 0
     used: int = 0
+    demanded: bool = False
     opening: asyncio.Task[None] | None = None
     closing: int = 0
 

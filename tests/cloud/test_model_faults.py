@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.fakes.releases import golden_bytes, store, tiny_release
 
 from toprope_cloud import opening
 from toprope_cloud.model_settings import ModelSettings
+from toprope_cloud.turns import Turns
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import find_engines
 from toprope_shared.errors import LoadError, UnavailableError
@@ -67,7 +69,7 @@ async def test_a_file_that_hangs_or_kills_its_engine_ends_alone(blobs: Blobs, ki
 
 async def test_an_opening_that_hangs_gives_its_turn_away_and_is_given_up() -> None:
     end, late = threading.Event(), threading.Event()
-    turns = opening.Turns(1, patience_s=0.05)
+    turns = Turns(1, patience_s=0.05)
 
     def work() -> str:
         assert end.wait(60)
@@ -80,6 +82,23 @@ async def test_an_opening_that_hangs_gives_its_turn_away_and_is_given_up() -> No
         end.set()
         assert await opening.beside(lambda: "soon", "another", lambda _: None) == "soon"
         assert await opening.beside(lambda: late.wait(60), "what came late", lambda _: None)
+
+
+async def test_what_a_caller_waits_for_is_tried_out_before_what_nobody_has_asked_for() -> None:
+    turns, wanted, order = Turns(1), {"a"}, list[str]()
+
+    async def take(name: str) -> None:
+        async with turns.turn(lambda: name in wanted):
+            order.append(name)
+
+    async with asyncio.TaskGroup() as group, turns.turn():
+        leaver = group.create_task(take("leaver"))
+        for name in "xyab":
+            group.create_task(take(name))
+        await asyncio.sleep(0)
+        wanted.add("b")
+        leaver.cancel()
+    assert order == ["a", "b", "x", "y"]
 
 
 async def test_who_was_used_least_makes_room_and_is_opened_again_when_it_is_asked(blobs: Blobs) -> None:
