@@ -312,7 +312,7 @@ def _count(parameters: Mapping[str, Parameter]) -> int:
 
 
 def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
-    """Refuse what would be left undone in silence (Source: Triton's parameters, sequence and schedule policy extensions)."""
+    """Refuse what would be left undone in silence (Source: Triton's parameters and sequence extensions)."""
     if reserved := next((name for name in parameters if name == "headers" or name.startswith("triton_")), None):
         raise RequestError(f"the parameter {reserved[:64]!r} is reserved and can't be set by a request")
     if any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")):
@@ -320,9 +320,6 @@ def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
             "sequences are not kept here: a model with a state takes it as an input and gives the next one as an output; "
             "leave out sequence_id, sequence_start and sequence_end"
         )
-    priority = parameters.get("priority", 0)
-    if type(priority) is not int or not 0 <= priority < 2**32:
-        raise RequestError("the parameter 'priority' is a whole number, 1 for the highest and 0 for the default")
 
 
 def _entry(name: str, array: Array) -> dict[str, Any]:
