@@ -38,6 +38,7 @@ class Format(StrEnum):
 
     TFLITE = "tflite"
     ONNX = "onnx"
+    SAVEDMODEL = "savedmodel"
 
 
 class Placement(StrEnum):

@@ -1,6 +1,7 @@
-"""Engines that run variants: onnxruntime, tflite-runtime and ai-edge-litert behind one small protocol."""
+"""Engines that run variants: onnxruntime, tflite-runtime, ai-edge-litert and TensorFlow behind one small protocol."""
 
 from toprope_shared.engines.base import (
+    CLOUD_ENGINE_NAMES,
     ENGINE_NAMES,
     Engine,
     Missing,
@@ -14,6 +15,7 @@ from toprope_shared.engines.base import (
 )
 
 __all__ = [
+    "CLOUD_ENGINE_NAMES",
     "ENGINE_NAMES",
     "Engine",
     "Missing",

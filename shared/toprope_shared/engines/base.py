@@ -45,7 +45,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """One of `ENGINE_NAMES`."""
+        """One of `CLOUD_ENGINE_NAMES`."""
 
     @property
     def format(self) -> Format:
@@ -118,8 +118,11 @@ _KNOWN = {
     "tflite-runtime": _Known(
         "toprope_shared.engines.tflite", "TfliteRuntime", "tflite_runtime", "tflite-runtime", Format.TFLITE
     ),
+    "tensorflow": _Known("toprope_shared.engines.tensorflow", "TensorFlow", "tensorflow", "tensorflow", Format.SAVEDMODEL),
 }
-ENGINE_NAMES = tuple(_KNOWN)
+CLOUD_ENGINE_NAMES = tuple(_KNOWN)
+# TensorFlow is for the cloud: it is named by who wants it.
+ENGINE_NAMES = tuple(name for name in _KNOWN if name != "tensorflow")
 MAX_NAME = 256  # characters of a tensor's name, as manifests have it
 
 
@@ -132,7 +135,7 @@ class Missing:
 
 
 def find_engines(names: Iterable[str] | None = None) -> tuple[dict[str, Engine], tuple[Missing, ...]]:
-    """Return the usable engines among `names` (all when None) and why the others are not; imports none of them.
+    """Return the usable engines among `names` (a device's when None) and why the others are not; imports none of them.
 
     Raises:
         InputError: a name is not an engine's.
@@ -142,7 +145,7 @@ def find_engines(names: Iterable[str] | None = None) -> tuple[dict[str, Engine],
     missing: list[Missing] = []
     for name in wanted:
         if name not in _KNOWN:
-            raise InputError(f"there is no engine {name!r}; choose among {', '.join(ENGINE_NAMES)}")
+            raise InputError(f"there is no engine {name!r}; choose among {', '.join(CLOUD_ENGINE_NAMES)}")
         why = _why_missing(name, _KNOWN[name])
         if why:
             missing.append(Missing(name, why))
@@ -166,7 +169,7 @@ def find_engine(name: str) -> WholeEngine:
         LoadError: this machine does not have it, or it can't be imported; the text says what to do.
     """
     if name not in _KNOWN:
-        raise InputError(f"there is no engine {name!r}; choose among {', '.join(ENGINE_NAMES)}")
+        raise InputError(f"there is no engine {name!r}; choose among {', '.join(CLOUD_ENGINE_NAMES)}")
     why = _why_missing(name, _KNOWN[name])
     if why:
         raise LoadError(why)
@@ -200,6 +203,7 @@ class _Awaited:
     def __init__(self, name: str, known: _Known) -> None:
         self.name = name
         self.format = known.format
+        self.contained = known.format is Format.SAVEDMODEL  # it runs what it opens in processes of its own
         self._known = known
 
     @property
