@@ -76,9 +76,18 @@ class NotAdmittedError(RequestError):
 
 
 class NotAllowedError(RequestError):
-    """The caller is known and may not do this."""
+    """The caller is known and may not do this.
+
+    Args:
+        message: the sentence for the caller.
+        caller: his name.
+    """
 
     code = "not_allowed"
+
+    def __init__(self, message: str, *, caller: str = "") -> None:
+        super().__init__(message)
+        self.caller = caller
 
 
 class UnavailableError(TopropeError):
@@ -117,13 +126,15 @@ class TooManyRequestsError(UnavailableError):
 
     Args:
         message: the sentence for the caller.
+        caller: his name.
         retry_after_s: seconds after which he may ask again.
     """
 
     code = "too_many_requests"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, *, caller: str = "", retry_after_s: int = 1) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+        self.caller = caller
 
 
 class DeadlineError(TopropeError):

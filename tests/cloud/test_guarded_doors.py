@@ -130,6 +130,12 @@ def test_an_enrolled_device_is_answered_and_its_name_is_in_the_log_without_its_p
     assert shown["Authorization"].split()[1] not in log.getvalue()
 
 
+def test_a_caller_who_may_not_is_in_the_log_by_his_name(cloud: Guarded, web: dict[str, str], log: io.StringIO) -> None:
+    cloud.ask("POST", INFER.replace("affine", "pair"), web | {"X-Request-Id": "too-curious"}, V2)
+    line = next(json.loads(line) for line in log.getvalue().splitlines() if "too-curious" in line)
+    assert (line["caller"], line["status"]) == ("key:web", 403)
+
+
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/ping", "/", "/metrics"])
 def test_a_platforms_probes_and_prometheus_need_nothing(cloud: Guarded, path: str) -> None:
     assert cloud.ask("GET", path).status == 200

@@ -103,9 +103,11 @@ class Gate:
             self._known.pop(digest, None)
             raise NotAdmittedError(_REFUSED)
         if caller.models is not None and model and model not in caller.models:
-            raise NotAllowedError(f"{caller.name} may not ask the model {model!r}; its credentials are for other models")
+            text = f"{caller.name} may not ask the model {model!r}; its credentials are for other models"
+            raise NotAllowedError(text, caller=caller.name)
         if operate and not caller.operator:
-            raise NotAllowedError(f"{caller.name} may not load or unload models; that takes the operator's token")
+            text = f"{caller.name} may not load or unload models; that takes the operator's token"
+            raise NotAllowedError(text, caller=caller.name)
         if self._limits:
             self._limits.take(caller.name, now)
         return caller.name
@@ -164,9 +166,8 @@ class Rates:
         if tokens < 1.0:
             bucket[0] = tokens
             wait = math.ceil((1.0 - tokens) / self._rate)
-            raise TooManyRequestsError(
-                f"{name} may ask {self._rate:g} times a second here; ask again in {wait} s", retry_after_s=max(1, wait)
-            )
+            text = f"{name} may ask {self._rate:g} times a second here; ask again in {wait} s"
+            raise TooManyRequestsError(text, caller=name, retry_after_s=max(1, wait))
         bucket[0] = tokens - 1.0
 
     def _forget(self, now: float) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from toprope_shared.errors import TopropeError
 from toprope_shared.serving.http_errors import error_reply, to_response
 from toprope_shared.serving.turn import forwarded
 
@@ -109,7 +110,8 @@ class Visit:
             return
         try:
             self._caller = plane.gate.admit(self._headers, self._model, operate=operate)
-        except Exception as error:
+        except TopropeError as error:
+            self._caller = getattr(error, "caller", "")  # one who is known and may not is noted by his name
             if plane.metrics:
                 plane.metrics.failed("", error, 0.0)
             raise
