@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
+from toprope_shared.counts import MAX_COUNT
 from toprope_shared.errors import InputError
 from toprope_shared.monitoring import Monitoring
 from toprope_shared.tensors import Array, TensorSpec
@@ -27,8 +28,6 @@ Slug = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 Version = Annotated[
     str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})(-[0-9A-Za-z.-]{1,40})?\Z")
 ]
-# As large as SQLite and a file know it: databases keep these numbers on both sides.
-MAX_COUNT = 2**63 - 1
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Counter = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
 

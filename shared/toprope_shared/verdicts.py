@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Protocol
 
-from toprope_shared.manifest import MAX_COUNT
+from toprope_shared.counts import MAX_COUNT
 
 # Above what python-tuf takes of any role: enough for it to see that a file is too long, and no more.
 MAX_FILE_BYTES = 5_000_001

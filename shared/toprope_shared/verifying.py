@@ -14,8 +14,8 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.ngclient import Updater
 
 from toprope_shared.clock import Clock
+from toprope_shared.counts import MAX_COUNT
 from toprope_shared.errors import TrustError
-from toprope_shared.manifest import MAX_COUNT
 from toprope_shared.revocation import COUNTER, floors, revoked_because
 from toprope_shared.signed import MODELS, ROLLOUTS, Signed, SignedRelease, SignedTarget, Verified
 from toprope_shared.trusted import KeptSource, TrustedMetadata, keys_of

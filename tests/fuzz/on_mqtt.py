@@ -25,6 +25,7 @@ from toprope_shared import drafts, manifest
 from toprope_shared.blobs import Blobs
 from toprope_shared.chunks import MAX_BITMAP_BYTES, Announce, ChunkManifest, Data, Need, Phase, from_bitmap
 from toprope_shared.clock import SystemClock
+from toprope_shared.counts import MAX_COUNT
 from toprope_shared.draft_words import describe
 from toprope_shared.errors import InputError, LinkError, RequestError, TrustError
 from toprope_shared.generations import SEAL, Generations
@@ -324,7 +325,7 @@ def _refresh(data: bytes) -> None:
     with tempfile.TemporaryDirectory(dir=house().path) as folder:
         client = TrustClient(Path(folder), house().repository.read("root", 1), road, "stable")
         refreshed = client.refresh()
-        assert all(floor.value <= manifest.MAX_COUNT for floor in refreshed.floors.values())
+        assert all(floor.value <= MAX_COUNT for floor in refreshed.floors.values())
 
 
 def _signed_by_thieves(data: bytes) -> None:
