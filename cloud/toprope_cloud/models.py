@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from toprope_cloud.catalogue import Catalogue, Operator
-from toprope_cloud.loader import Loader
+from toprope_cloud.loader import TRY_OUT_S, Loader
 from toprope_cloud.memory_budget import MIB
 from toprope_cloud.model_settings import ModelSettings, settings_of
 from toprope_cloud.registry import Registry
 from toprope_cloud.served import Served
 from toprope_cloud.shelf import Shelf
-from toprope_shared import probe
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine
 from toprope_shared.errors import DeadlineError, NotFoundError, OverloadedError, UnavailableError
@@ -55,7 +54,7 @@ class CloudModels:
         tables: Mapping[str, ModelSettings] | None = None,
         memory_budget: int = 0,
         operator: Operator | None = None,
-        try_out_s: float = probe.WALL_S,
+        try_out_s: float = TRY_OUT_S,
     ) -> None:
         self._tables = tables or {}
         self._shelves: dict[str, Shelf] = {}

@@ -93,7 +93,7 @@ async def beside(work: Callable[[], T], what: str, discard: Callable[[T], None],
 
 
 def try_out(
-    manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int, *, wall_s: float = probe.WALL_S
+    manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int, *, wall_s: float, nice: int
 ) -> Tried:
     """Return the first choice that passes. Blocks.
 
@@ -103,6 +103,7 @@ def try_out(
         blobs: where the files are.
         threads: the engine's in one call.
         wall_s: seconds that each may take.
+        nice: how far it stands back for what answers.
 
     Raises:
         DeviceError: none passes; it is the error of the best.
@@ -112,7 +113,7 @@ def try_out(
         if choice.variant.reference != choices[0].variant.reference:
             continue
         try:
-            return _tried(manifest, choice, blobs, threads, wall_s)
+            return _tried(manifest, choice, blobs, threads, wall_s, nice)
         except DeviceError as error:
             if len(choices) > 1:
                 log.warning("%s %s does not run on %s: %s", manifest.model, manifest.version, choice.engine.name, error)
@@ -120,7 +121,7 @@ def try_out(
     raise first or LoadError(f"{manifest.model} {manifest.version} has no variant that an engine here opens")
 
 
-def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_s: float) -> Tried:
+def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_s: float, nice: int) -> Tried:
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
@@ -128,7 +129,7 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
     request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads)
-    result = probe.probe(request, wall_s=wall_s)
+    result = probe.probe(request, wall_s=wall_s, nice=nice)
     instances = 1 if variant.needs.stateful or result.latency_us < SHORT_US else cores()
     return Tried(choice, threads, instances, least, max(result.memory_bytes, least) * instances)
 

@@ -57,13 +57,14 @@ class Ended:
             return f"signal {-self.status}"
 
 
-def run_contained(command: Sequence[str], given: bytes, *, wall_s: float) -> Ended:
+def run_contained(command: Sequence[str], given: bytes, *, wall_s: float, nice: int = 0) -> Ended:
     """Run a child to its end, at most `wall_s` seconds. Blocks; the calling thread must outlive the child.
 
     Args:
         command: the program and its arguments.
         given: what the child reads from standard input.
         wall_s: seconds after which it is killed with everything that it started.
+        nice: how far it stands back for others who want the processor, 0 to 19 (Source: nice(2)).
 
     Raises:
         ProbeError: the system did not start it, or could not kill it.
@@ -73,6 +74,9 @@ def run_contained(command: Sequence[str], given: bytes, *, wall_s: float) -> End
             child = _start(command)
         except OSError as error:
             raise ProbeError(f"the system did not start a child for the try-out: {error}") from error
+        if nice:
+            with suppress(ProcessLookupError):  # it has died already
+                os.setpriority(os.PRIO_PROCESS, child.pid, nice)
         listener = _Listener(child, given, selector)
         try:
             hung = not listener.listen(time.monotonic() + wall_s)
