@@ -15,7 +15,7 @@ from toprope_cloud.layout import Layout
 from toprope_cloud.models import CloudModels
 from toprope_cloud.registry import Registry
 from toprope_cloud.settings import CloudSettings
-from toprope_shared.engines import find_engines
+from toprope_shared.engines import CLOUD_ENGINE_NAMES, find_engines
 from toprope_shared.errors import InputError
 from toprope_shared.serving.access_log import AccessLog
 from toprope_shared.serving.dataplane import DataPlane
@@ -63,7 +63,7 @@ def open_data_side(
     Raises:
         InputError: no engine is installed, or the settings leave the doors open to everybody.
     """
-    engines, missing = find_engines()
+    engines, missing = find_engines(CLOUD_ENGINE_NAMES)
     if not engines:
         raise InputError(f"no engine is installed, so the cloud can't answer: {'; '.join(one.why for one in missing)}")
     models = make_models(

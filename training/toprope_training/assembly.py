@@ -27,7 +27,11 @@ from toprope_training.steps import Converted, Evaluate, Evaluated, Quantize, Sco
 from toprope_training.terms import Terms
 
 # The first of a format's engines that is installed measures; the others must agree with the reference too.
-ENGINES: Mapping[Format, tuple[str, ...]] = {Format.TFLITE: ("tflite-runtime", "litert"), Format.ONNX: ("onnxruntime",)}
+ENGINES: Mapping[Format, tuple[str, ...]] = {
+    Format.TFLITE: ("tflite-runtime", "litert"),
+    Format.ONNX: ("onnxruntime",),
+    Format.SAVEDMODEL: ("tensorflow",),
+}
 EVALUATE_S = 600.0
 QUANTIZE_S = 1800.0
 
@@ -262,7 +266,7 @@ class Assembly:
         """Make deltas from the same variant of earlier releases, where they are worth it."""
         file = self.folder / variant.filename
         made = []
-        for base in self.bases:
+        for base in self.bases if variant.format is not Format.SAVEDMODEL else ():  # no device fetches it
             old = next((one for one in base.manifest.variants if one.name == variant.name), None)
             if old is None or old.artifact.sha256 == variant.artifact.sha256:
                 continue
@@ -276,6 +280,9 @@ class Assembly:
 
     def _try_out(self, item: _Made, artifact: Artifact, golden: Artifact, tolerance: int) -> tuple[list[Gate], int]:
         receipts, memory = [], 0
+        if variants.format_of(item.name) is Format.SAVEDMODEL:  # measured as it is served: by a process of its own
+            (one,) = item.measured
+            return [gates.golden(one.engine, item.name, one.golden_ppm, tolerance)], one.memory_bytes
         for engine in (one.engine for one in item.measured):
             request = probe.ProbeRequest(
                 engine=engine,
@@ -323,7 +330,9 @@ class Assembly:
         """
         usable = {}
         for kind in formats:
-            found, missing = find_engines([name for name in ENGINES[kind] if name in self.terms.engines])
+            # A recipe's engines are those of devices.
+            cloud = kind is Format.SAVEDMODEL
+            found, missing = find_engines([name for name in ENGINES[kind] if cloud or name in self.terms.engines])
             if not found:
                 why = "; ".join(item.why for item in missing) or f"none of {', '.join(ENGINES[kind])} is a target engine"
                 raise InputError(f"no engine can run {kind} files here: {why}")

@@ -21,7 +21,7 @@ import msgspec
 from toprope_shared.errors import InputError, TopropeError
 from toprope_shared.manifest import Metric, Privacy, Slug, check_privacy
 from toprope_training.recipe import Recipe
-from toprope_training.variants import FLOAT32, PARITY_LIMITS_PPM, TEACHERS, VARIANTS, format_of, precision_of, sibling
+from toprope_training.variants import FLOAT32, KNOWN, PARITY_LIMITS_PPM, TEACHERS, format_of, precision_of, sibling
 
 BUILT_IN = ("linear", "digits", "diagnosis", "support", "recommender")
 FORBIDDEN = "tensorflow"
@@ -155,7 +155,7 @@ def _mistakes(recipe: Recipe) -> list[str]:
 
 
 def _variant_mistakes(recipe: Recipe) -> list[str]:
-    known = (*VARIANTS, *TEACHERS)
+    known = (*KNOWN, *TEACHERS)
     unknown = sorted(set(recipe.variants) - set(known))
     if unknown or not recipe.variants:
         return [f"its variants {', '.join(unknown) or '(none)'} are not among {', '.join(known)}"]

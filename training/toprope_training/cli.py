@@ -5,6 +5,7 @@ What is heavy is imported inside the commands, so that `toprope --help` stays qu
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from toprope_training.publish import Operator, Prepared
 
 CLOUD = "http://127.0.0.1:8000"
+
+
+class Form(StrEnum):
+    """What a release can be laid out as."""
+
+    TENSORFLOW_SERVING = "tensorflow-serving"
+
+
 # What every command that signs takes.
 Prepare = Annotated[Path | None, typer.Option(help="Write a draft that other machines sign; then: release submit.")]
 Keys = Annotated[Path | None, typer.Option(help="The folder of models.pem and operator.token; without it, keys/ at home.")]
@@ -40,6 +49,7 @@ def train(
     base: list[Path] = typer.Option(
         [], help="A bundle of an earlier release, from which deltas are made; may be repeated."
     ),
+    saved_model: bool = typer.Option(False, "--saved-model", help="Add the SavedModel itself, for the cloud."),
     force: bool = typer.Option(False, "--force", help="Replace the bundle in --out."),
     tensorboard: Path | None = typer.Option(None, help="A folder for TensorBoard's event files."),
     quiet: bool = typer.Option(False, "--quiet", help="Lines instead of progress bars."),
@@ -66,6 +76,8 @@ def train(
                 raise InputError(
                     "--data, --tensorboard and --base name files of this machine, and --remote trains on another"
                 )
+            if saved_model:
+                raise InputError("--saved-model is not asked of a cloud; name the variant in the recipe, or train here")
             bundle, summary = _remote(remote, recipe, out, version, seed, force, keys, told), ""
         else:
             bundle, summary = release.make(
@@ -77,6 +89,7 @@ def train(
                 tensorboard=tensorboard,
                 force=force,
                 bases=base,
+                saved_model=saved_model,
                 progress=told,
             )
     console = Console()
@@ -127,6 +140,23 @@ def show_release(
         typer.echo(report.write(folder, found))
     if pictures is not None:
         typer.echo(report.write_pictures(pictures, found))
+
+
+@release_app.command("export")
+def export_release(
+    folder: Path = typer.Argument(help="A bundle directory."),
+    target: Path = typer.Argument(help="The folder of models that the other server reads."),
+    form: Form = typer.Option(Form.TENSORFLOW_SERVING, "--format", help="For whom."),
+) -> None:
+    """Lay a release out for another server: TensorFlow Serving reads TARGET/MODEL/RELEASE_COUNTER/."""
+    from toprope_training import export
+    from toprope_training.bundle import Bundle
+
+    made = export.tensorflow_serving(Bundle.open(folder), target)
+    typer.echo(
+        f"{made} is there; serve it with: tensorflow_model_server --model_name={made.parent.name} "
+        f"--model_base_path={made.parent.absolute()} --rest_api_port=8501"
+    )
 
 
 @release_app.command("diff")

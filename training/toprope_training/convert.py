@@ -1,4 +1,4 @@
-"""The step that converts: a SavedModel in, TFLite and ONNX files out. Holds TensorFlow.
+"""The step that converts: a SavedModel in, TFLite and ONNX files out, and the SavedModel itself as one file. Holds TensorFlow.
 
 Everything comes from the SavedModel: a conversion from concrete functions loses the weights of a Keras 3 closure without a
 word. TFLite files use built-in operators only, so what would need the Flex delegate fails here and not on a device.
@@ -17,6 +17,7 @@ import tf2onnx
 from tf2onnx import tf_loader
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
+from toprope_shared import saved_model
 from toprope_shared.errors import InputError
 from toprope_shared.golden import calls
 from toprope_shared.manifest import Format, Needs
@@ -60,9 +61,14 @@ def _convert(request: Convert, name: str) -> Converted:
         rows = arrays.without("in", arrays.load(Path(request.representative)))
         return calls(rows, stacked=request.stacked, batch=1)
 
-    onnx = format_of(name) is Format.ONNX
+    kind = format_of(name)
     try:
-        data = to_onnx(request.saved_model) if onnx else to_tflite(request.saved_model, precision_of(name), typical)
+        if kind is Format.ONNX:
+            data = to_onnx(request.saved_model)
+        elif kind is Format.TFLITE:
+            data = to_tflite(request.saved_model, precision_of(name), typical)
+        else:
+            data = saved_model.pack(Path(request.saved_model))
     except Exception as error:  # the converters raise ConverterError, RuntimeError, KeyError, ... as it comes
         log.info("%s can't be made", name, exc_info=True)
         raise InputError(
@@ -70,7 +76,9 @@ def _convert(request: Convert, name: str) -> Converted:
             "change the layer that it names or leave the variant out"
         ) from error
     (Path(request.out) / filename(name)).write_bytes(data)
-    return inspect(name, data) if onnx else Converted(name, tflite_needs(data))
+    if kind is Format.SAVEDMODEL:
+        return Converted(name, Needs(min_runtime=tf.__version__))
+    return inspect(name, data) if kind is Format.ONNX else Converted(name, tflite_needs(data))
 
 
 def to_tflite(saved_model: str, precision: str, typical: Callable[[], Iterator[Tensors]]) -> bytes:

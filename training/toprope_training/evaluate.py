@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from toprope_shared.engines import Session, find_engines
+from toprope_shared.engines.tensorflow import TensorFlowSession
 from toprope_shared.errors import EngineError, InputError
 from toprope_shared.golden import GoldenSet, latency_us, run_all
 from toprope_shared.manifest import PPM
@@ -40,24 +41,30 @@ def run(request: Evaluate, progress: Progress) -> Evaluated:
         return engine.open(data, request.inputs, request.outputs)
 
     golden = GoldenSet.read(Path(request.golden).read_bytes(), reference=request.reference, stacked=request.stacked)
-    got = golden.run(fresh())
+    session = fresh()
+    got = golden.run(session)
     holdout = arrays.load(Path(request.holdout))
     reference = arrays.without(request.reference, holdout)
-    session = fresh()
+    if not getattr(engine, "contained", False):  # it would load TensorFlow once more, for models without state
+        session = fresh()
     outputs = run_all(session, arrays.without("in", holdout), stacked=request.stacked, batch=BATCH)
     arrays.save(Path(request.answers), outputs)
     rows = np.max([row_errors_ppm(reference[name], outputs[name]) for name in request.compared], axis=0)
     metric = score(outputs, reference, holdout.get("targets"))
     if not np.isfinite(metric):
         raise EngineError(f"the metric of its answers is {metric}")
+    latency = latency_us(session, golden.one_call())
+    memory = session.memory_bytes() if isinstance(session, TensorFlowSession) else 0
+    session.close()
     return Evaluated(
         engine=engine.name,
         runtime=f"{engine.name}/{engine.version}",
         metric=metric,
-        latency_us=latency_us(session, golden.one_call()),
+        latency_us=latency,
         parity=max(_distance(golden.outputs[name], got[name]) for name in golden.outputs),
         quantiles_ppm=tuple(float(value) for value in np.quantile(rows, QUANTILES, method="higher")),
         golden_ppm=golden.error_ppm(got),
+        memory_bytes=memory,
     )
 
 

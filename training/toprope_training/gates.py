@@ -61,6 +61,8 @@ def conversion(converted: Converted, engines: Sequence[str]) -> list[Gate]:
     name, complaint = converted.name, converted.complaint
     if converted.problem:
         return [Gate("conversion", name, 1.0, 0.0, False, converted.problem)]
+    if variants.format_of(name) is Format.SAVEDMODEL:  # nobody has converted it
+        return []
     if variants.format_of(name) is Format.ONNX:
         return [Gate("onnx checker", name, float(bool(complaint)), 0.0, not complaint, complaint)]
     flex = [op for op in converted.needs.ops if op.startswith(_FLEX)]

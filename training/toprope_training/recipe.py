@@ -70,7 +70,7 @@ class Recipe(ABC):
         required: the worst metric that the reference itself may have; None is any.
         parity_limits_ppm: by precision, how far any output on the holdout may be from the reference, in millionths of
             max(1, |largest reference output|).
-        variants: which of `variants.VARIANTS` and, with a teacher, of `variants.TEACHERS` to make.
+        variants: which of `variants.KNOWN` and, with a teacher, of `variants.TEACHERS` to make.
         placements: by variant, where it is meant to run, when that is not as usual (`variants.placement`).
         engines: the engines that every variant of their format must run on; one that is not installed here is not asked.
         golden_rows: how many holdout rows travel with the release as its golden set.

@@ -39,6 +39,7 @@ def make(
     force: bool = False,
     bases: Sequence[Path] = (),
     release_counter: int | None = None,
+    saved_model: bool = False,
     progress: Progress = quiet,
     clock: Clock | None = None,
 ) -> tuple[Bundle, str]:
@@ -54,6 +55,7 @@ def make(
         force: replace a bundle that stands at `out`.
         bases: bundles of earlier releases of the model, from which deltas are made.
         release_counter: grows with every release of a model; None is the seconds since 1970.
+        saved_model: whether the SavedModel itself is a variant too, for the cloud.
         progress: told a sentence for each step.
         clock: tells the time of the release.
 
@@ -67,7 +69,8 @@ def make(
     out = out.resolve()
     kept_log = failed_log(out)
     earlier = open_bases(bases, recipe.name)
-    asked = _Asked(reference, seed, data.resolve() if data else None, tensorboard.resolve() if tensorboard else None)
+    board = tensorboard.resolve() if tensorboard else None
+    asked = _Asked(reference, seed, data.resolve() if data else None, board, saved_model)
     with workshop(out, force=force) as folder:
         children = Children(folder / layout.LOG, kept_log, progress)
         summary = _make(recipe, asked, order, folder, children, earlier)
@@ -116,6 +119,7 @@ class _Asked:
     seed: int
     data: Path | None
     tensorboard: Path | None
+    saved_model: bool
 
     @property
     def data_text(self) -> str | None:
@@ -125,6 +129,8 @@ class _Asked:
 def _make(recipe: Recipe, asked: _Asked, order: Order, folder: Path, children: Children, bases: Sequence[Bundle]) -> str:
     """Make everything in the folder and return what the recipe says was learned."""
     wanted = terms.of_recipe(recipe)
+    if asked.saved_model:
+        wanted = terms.with_saved_model(wanted)
     trained, converted = _train(asked, wanted, folder, children)
     wanted = msgspec.structs.replace(wanted, labels=trained.labels, preprocessing=trained.preprocessing)
     metrics = {REFERENCE: trained.metric}

@@ -172,6 +172,7 @@ class Evaluated(msgspec.Struct, frozen=True):
         parity: largest absolute difference from the reference on the golden rows.
         quantiles_ppm: of the largest distance in a row of the holdout, see `measurements.Parity`; the last is the largest.
         golden_ppm: largest distance on the golden rows, in millionths of max(1, |largest reference output|).
+        memory_bytes: of the engine's own process, where it has one.
     """
 
     engine: str
@@ -181,6 +182,7 @@ class Evaluated(msgspec.Struct, frozen=True):
     parity: float
     quantiles_ppm: tuple[float, ...]
     golden_ppm: int
+    memory_bytes: int = 0
 
     @property
     def parity_ppm(self) -> float:

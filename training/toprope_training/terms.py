@@ -60,6 +60,13 @@ class Terms(msgspec.Struct, frozen=True):
         return next(fitting, "")
 
 
+def with_saved_model(terms: Terms) -> Terms:
+    """Return the terms with the SavedModel itself among the variants, for the cloud."""
+    name = variants.saved_model_for(terms.variants)
+    placements = {name: variants.placement(name, {}), **terms.placements}
+    return msgspec.structs.replace(terms, variants=tuple(dict.fromkeys((*terms.variants, name))), placements=placements)
+
+
 def of_recipe(recipe: Recipe) -> Terms:
     """Return a recipe's terms; labels and preprocessing are added when the data are known."""
     return Terms(

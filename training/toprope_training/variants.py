@@ -5,7 +5,7 @@ A name is `<format>-<precision>`, or `teacher-<format>-<precision>` for one that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from toprope_shared.manifest import REFERENCE, TEACHER, Format, Placement
 
@@ -24,10 +24,18 @@ VARIANTS = (
     "onnx-float16",
     "onnx-int8",
 )
-TEACHERS = tuple(f"{TEACHER}-{name}" for name in VARIANTS)
+# Only made when it is named: it holds nothing that the ONNX file has not, in more bytes, for who serves with TensorFlow.
+SAVED_MODEL = "savedmodel-float32"
+KNOWN = (*VARIANTS, SAVED_MODEL)
+TEACHERS = tuple(f"{TEACHER}-{name}" for name in KNOWN)
 # What is not named here runs at the edge; the teacher's variants run in the cloud.
-PLACEMENTS: Mapping[str, Placement] = {"onnx-float32": Placement.BOTH}
+PLACEMENTS: Mapping[str, Placement] = {"onnx-float32": Placement.BOTH, SAVED_MODEL: Placement.CLOUD}
 PARITY_LIMITS_PPM: Mapping[str, int] = {FLOAT32: 200, FLOAT16: 20_000, DYNAMIC_INT8: 300_000, INT8: 300_000}
+
+
+def saved_model_for(names: Collection[str]) -> str:
+    """Return the SavedModel's variant that goes with others: the teacher's where there is one, as the cloud has it."""
+    return f"{TEACHER}-{SAVED_MODEL}" if any(map(of_teacher, names)) else SAVED_MODEL
 
 
 def of_teacher(name: str) -> bool:

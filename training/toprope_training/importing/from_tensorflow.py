@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import msgspec
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -45,7 +46,8 @@ def run(request: Read, progress: Progress) -> Found:
 
     progress("Running it on examples", 0, 0)
     found = take_examples(request, [free(spec) for spec in inputs], fresh)
-    return found_out(inputs, outputs, found, write_examples(request, found, in_order=False))
+    model = found_out(inputs, outputs, found, write_examples(request, found, in_order=False))
+    return msgspec.structs.replace(model, kept=source.is_dir())
 
 
 Opened = tuple[Any, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from toprope_shared.errors import InputError
-from toprope_shared.manifest import REFERENCE, TEACHER, Placement, Privacy
+from toprope_shared.manifest import REFERENCE, TEACHER, Format, Placement, Privacy
 from toprope_shared.tensors import Array, Tensors
 from toprope_training import arrays, layout, scoring, variants
 from toprope_training.assembly import ENGINES
@@ -94,7 +94,7 @@ def judge(wish: Wish, folder: Path, found: Mapping[str, Found], labels: tuple[st
     _check_targets(targets, reference[classes] if classes else None)
     score = _score(wish, first, reference, targets, classes)
     metric = scoring.METRICS[score.metric]
-    names = tuple(name for kind, model in found.items() for name in _variants(kind, model))
+    names = tuple(name for kind, model in found.items() for name in _variants(kind, model, wish.engines))
     terms = Terms(
         model=wish.name,
         description="",
@@ -127,14 +127,15 @@ def judge(wish: Wish, folder: Path, found: Mapping[str, Found], labels: tuple[st
     return Judged(terms, score, metrics)
 
 
-def _variants(kind: str, model: Found) -> tuple[str, ...]:
-    """Return what is made of a model: of the cloud's of a pair one variant, of the edge's all that can be."""
+def _variants(kind: str, model: Found, engines: Collection[str]) -> tuple[str, ...]:
+    """Return what is made of a model: of the cloud's of a pair one variant, of the edge's all that can be; and itself."""
     prefix = "" if kind == REFERENCE else f"{TEACHER}-"
     made = tuple(one.name for one in model.made)
+    itself = (prefix + variants.SAVED_MODEL,) if model.kept and set(engines) & set(ENGINES[Format.SAVEDMODEL]) else ()
     if kind == TEACHER:
-        return made or (f"{prefix}onnx-{variants.FLOAT32}",)
+        return made or (f"{prefix}onnx-{variants.FLOAT32}", *itself)
     if model.convertible:
-        return variants.VARIANTS
+        return (*variants.VARIANTS, *itself)
     onnx = f"onnx-{variants.FLOAT32}"
     return (
         (*made, variants.sibling(onnx, variants.FLOAT16), variants.sibling(onnx, variants.INT8)) if onnx in made else made

@@ -47,6 +47,7 @@ class Found(msgspec.Struct, frozen=True):
     Attributes:
         made: variants that already stand in the folder: the file itself.
         convertible: whether the folder holds a SavedModel that can be converted.
+        kept: whether that SavedModel is the file itself, and so a variant.
         rows: of the golden set.
         rows_in_all: of the examples.
         stacked: how examples are run, see `manifest.Golden`.
@@ -64,6 +65,7 @@ class Found(msgspec.Struct, frozen=True):
     made_up: bool
     digest: str
     preprocessing: tuple[Preprocessing, ...] = ()
+    kept: bool = False
 
 
 class Export(msgspec.Struct, frozen=True):
