@@ -156,6 +156,7 @@ class HotHttp(PatientHttp):
         else:
             self.transport.writelines((head, reply.body))
         cycle.response_started = cycle.response_complete = True
+        cycle.call = None  # they know each other, and would wait for the garbage collector
         self._running = None
         if not cycle.keep_alive:
             self.transport.close()
