@@ -24,7 +24,7 @@ _VERSION = {
     "in": "path",
     "required": True,
     "description": "a release's semantic version or its counter",
-    "schema": {"type": "string", "pattern": r"^([0-9]+|[0-9]+\.[0-9]+\.[0-9]+)$"},
+    "schema": {"type": "string", "pattern": r"^([0-9]{1,18}|[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9})$"},
 }
 _LABEL = {
     "name": "label",
@@ -38,7 +38,7 @@ _REPOSITORY = {
     "in": "path",
     "required": True,
     "description": "any name; there is one repository",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+    "schema": {"type": "string", "pattern": "^[^/]+$"},
 }
 _PARAMETERS = {one["name"]: one for one in (_MODEL, _VERSION, _LABEL, _REPOSITORY)}
 _FLAT = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "boolean"]}}

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from toprope_shared.errors import NotFoundError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
@@ -206,6 +208,13 @@ class _CaselessRoute(Route):
     def __init__(self, path: str, *args: Any, **kwargs: Any) -> None:
         super().__init__(path, *args, **kwargs)
         self.path_regex = re.compile(self.path_regex.pattern, re.IGNORECASE)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a method that no path takes, and name those that this one does; the wrong one of both is malformed."""
+        if self.methods and scope["method"] not in self.methods:
+            allowed = "POST" if _POST.fullmatch(scope["path"]) else "GET, HEAD"
+            raise HTTPException(405, headers={"Allow": allowed})
+        await super().handle(scope, receive, send)
 
 
 def _not_found(model: str, version: str | None) -> NotFoundError:

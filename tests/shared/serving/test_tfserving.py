@@ -259,6 +259,23 @@ def test_a_label_stands_for_the_release_that_bears_it(server: Server, path: str)
     assert json.loads(answer.data)["model_spec"]["version"] == "7"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/models/affine:predict", "POST"),
+        ("PUT", "/v1/models/affine/labels/a:classify", "POST"),
+        ("PATCH", "/v1/models/affine/metadata", "GET, HEAD"),
+        ("DELETE", "/V1/models", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_no_path_takes_is_told_what_this_one_does(
+    server: Server, method: str, path: str, allowed: str
+) -> None:
+    answer = server.ask(method, path)
+    assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+    assert method in json.loads(answer.data)["error"]
+
+
 def test_the_root_says_that_the_server_is_alive(server: Server) -> None:
     assert json.loads(server.ask("GET", "/").data) == {"status": "alive"}
 
