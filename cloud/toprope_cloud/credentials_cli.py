@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from toprope_shared.serving.api_keys import ApiKeys
 
+_FILE = typer.Option(None, "--file", help="Another file of keys, to carry to a device; the cloud's own by default.")
 api_key_app = typer.Typer(help="Who may ask the cloud's inference doors, by API key.", no_args_is_help=True)
 
 
@@ -19,15 +21,17 @@ def api_key_add(
         [], "--model", help="A model that it is for; may be given several times, all by default."
     ),
     days: float = typer.Option(None, help="Days after which it expires; never by default."),
+    operator: bool = typer.Option(False, "--operator", help="Let its owner load and unload models too."),
+    file: Path = _FILE,
 ) -> None:
     """Make an API key and show it, once."""
-    key = _keys().add(name, models=model, days=days)
+    key = _keys(file).add(name, models=model, days=days, operator=operator)
     typer.echo(key)
     typer.echo("This is the key; it can't be shown again. Send it as: Authorization: Bearer KEY", err=True)
 
 
 @api_key_app.command("list")
-def api_key_list(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
+def api_key_list(as_json: bool = typer.Option(False, "--json", help="Print JSON."), file: Path = _FILE) -> None:
     """Show names, models and expiry of the API keys, and never a key."""
     import json
     from datetime import UTC, datetime
@@ -40,7 +44,7 @@ def api_key_list(as_json: bool = typer.Option(False, "--json", help="Print JSON.
 
     rows = [
         {"name": one.name, "models": list(one.models or ()), "made": day(one.made), "until": day(one.until)}
-        for one in _keys().stored()
+        for one in _keys(file).stored()
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -54,15 +58,15 @@ def api_key_list(as_json: bool = typer.Option(False, "--json", help="Print JSON.
 
 
 @api_key_app.command("remove")
-def api_key_remove(name: str = typer.Argument(help="Whose key is revoked.")) -> None:
+def api_key_remove(name: str = typer.Argument(help="Whose key is revoked."), file: Path = _FILE) -> None:
     """Revoke an API key; a running cloud service refuses it within a second."""
-    _keys().remove(name)
+    _keys(file).remove(name)
     typer.echo(f"The API key {name} is revoked.")
 
 
-def _keys() -> ApiKeys:
+def _keys(file: Path | None) -> ApiKeys:
     from toprope_cloud.layout import Layout
     from toprope_shared.serving.api_keys import FILE, ApiKeys
     from toprope_shared.settings import home
 
-    return ApiKeys(Layout(home()).keys / FILE)
+    return ApiKeys(file or Layout(home()).keys / FILE)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
+from toprope_edge.admission import open_gate
 from toprope_edge.border import go_on
 from toprope_edge.catalogue import SignedCatalogue
 from toprope_edge.choosing import thread_options
@@ -48,6 +49,7 @@ from toprope_shared.profiles import find_profile
 from toprope_shared.serving.access_log import AccessLog
 from toprope_shared.serving.app import build_app, listen, serve
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.gate import Gate
 from toprope_shared.serving.local_socket import unix_socket
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.tracing import Tracing
@@ -66,8 +68,10 @@ async def run(settings: EdgeSettings, home: Path, notifier: Notifier) -> None:
     """Run the agent until SIGTERM or SIGINT; whoever started it hears of it through `notifier`.
 
     Raises:
-        InputError: the device is not enrolled, the port is taken, or another agent runs on the same state.
+        InputError: the doors would be open to everybody, the device is not enrolled, the port is taken, or another agent runs
+            on the same state.
     """
+    gate = open_gate(settings, home)
     credentials, root = read_enrolment(settings, home)
     state = state_folder(settings, home)
     floors: dict[str, Floor] = {}
@@ -78,7 +82,7 @@ async def run(settings: EdgeSettings, home: Path, notifier: Notifier) -> None:
             async with AsyncExitStack() as stack:
                 opened = open_state(state, stack)
                 opened.journal.keep_trust_floors(floors)
-                agent = Agent(settings, credentials, root, opened, notifier)
+                agent = Agent(settings, credentials, root, opened, notifier, gate)
                 again = await agent.run((sock.dup(), *_unix_sockets(settings, opened.folder, stack)), stack, state, stop)
                 floors = opened.journal.trust_floors()
 
@@ -87,11 +91,18 @@ class Agent:
     """The parts of one running agent."""
 
     def __init__(
-        self, settings: EdgeSettings, credentials: Enrolment, root: bytes, opened: Opened, notifier: Notifier
+        self,
+        settings: EdgeSettings,
+        credentials: Enrolment,
+        root: bytes,
+        opened: Opened,
+        notifier: Notifier,
+        gate: Gate | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
         self._notifier = notifier
+        self._gate = gate
         self._frozen = opened.frozen
         self._state_folder = opened.folder
         self._bindings = _bindings(settings)
@@ -284,6 +295,7 @@ class Agent:
             Counting(seen, counts),
             metrics=Metrics(self._registry),
             clock=self._clock,
+            gate=self._gate,
             access=AccessLog(form) if form else None,
             tracing=self._tracing,
         )

@@ -123,20 +123,21 @@ class _Refusal(msgspec.Struct):
     reasons: tuple[str, ...] = ()
 
 
-def connect(url_or_socket: str | Path | None = None, *, deadline_s: float = DEADLINE_S) -> Client:
+def connect(url_or_socket: str | Path | None = None, *, deadline_s: float = DEADLINE_S, key: str = "") -> Client:
     """Return a client of the agent on this machine.
 
     Args:
         url_or_socket: `http://host:port`, or the path of the agent's socket. Without it: the socket that toprope.toml and
             TOPROPE_* lead to, or the only one below TOPROPE_HOME, or else the port.
         deadline_s: seconds that a call may take when it does not say so itself.
+        key: an API key, for an agent that asks for one.
 
     Raises:
         InputError: the address is none, or the settings are wrong.
         LinkError: no agent answers there.
     """
     place = Place.parse(str(url_or_socket)) if url_or_socket is not None else find()
-    client = Client(place, deadline_s=deadline_s)
+    client = Client(place, deadline_s=deadline_s, key=key)
     client.warm()
     return client
 
@@ -178,9 +179,16 @@ class Client:
     Args:
         place: where the agent listens.
         deadline_s: seconds that a call may take when it does not say so itself.
+        key: an API key, for an agent that asks for one.
+
+    Raises:
+        InputError: the key holds what no header can.
     """
 
-    def __init__(self, place: Place, *, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, place: Place, *, deadline_s: float = DEADLINE_S, key: str = "") -> None:
+        if not (key.isascii() and key.isprintable()):
+            raise InputError("an API key has printable ASCII characters alone; give it without a line break")
+        self._shown = (f"Authorization: Bearer {key}",) if key else ()
         self._wire = Wire(place)
         self._deadline_s = _checked(deadline_s)
         self._models: dict[tuple[str, str | None], Model] = {}
@@ -305,6 +313,7 @@ class Client:
         self, method: str, path: str, until: float, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Reply:
         lines = [f"{method} {path} HTTP/1.1", "Host: toprope", f"Content-Length: {len(body)}"]
+        lines += self._shown
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         reply = self._wire.send([head, body], until, harmless=not path.endswith("/infer"))

@@ -53,6 +53,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pinned: models that are never closed to make room.
         quick_us: a call that is expected to take fewer microseconds runs on the event loop; 0 is none.
         telemetry_seconds: seconds between two messages of counts and histograms; 0 sends none.
+        auth: whether the local doors ask for an API key, `on` or `off`; empty is off, and possible on a loopback address alone.
+        api_keys: file of the keys, from `toprope cloud api-key add --file`; empty is api-keys.json in the enrolment.
         access_log: a line for each request at the local doors on standard output, `json` or `text`; empty writes none.
         traces: URL of an OTLP collector for traces; `otel` leaves it to OpenTelemetry's variables, empty sends none.
         stale_after: seconds without fresh trust metadata after which the device raises the alarm.
@@ -92,6 +94,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bindings: tuple[dict[str, Any], ...] = ()
     telemetry_seconds: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     topic_prefix: str = PREFIX
+    auth: Literal["", "on", "off"] = ""
+    api_keys: str = ""
     access_log: Literal["", "json", "text"] = ""
     traces: str = ""
     log_level: str = "info"
@@ -110,13 +114,14 @@ class Enrolment(msgspec.Struct, frozen=True):
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
-def _enrolment_folder(settings: EdgeSettings, home: Path) -> Path:
+def enrolment_folder(settings: EdgeSettings, home: Path) -> Path:
+    """Return the folder that `toprope keys enroll` made."""
     return Path(settings.enrolment) if settings.enrolment else home / "devices" / settings.device
 
 
 def state_folder(settings: EdgeSettings, home: Path) -> Path:
     """Return the folder of everything that the agent writes."""
-    return Path(settings.state) if settings.state else _enrolment_folder(settings, home) / "state"
+    return Path(settings.state) if settings.state else enrolment_folder(settings, home) / "state"
 
 
 def socket_path(settings: EdgeSettings, state: Path) -> Path | None:
@@ -133,7 +138,7 @@ def read_enrolment(settings: EdgeSettings, home: Path) -> tuple[Enrolment, bytes
     Raises:
         InputError: the device is not enrolled.
     """
-    folder = _enrolment_folder(settings, home)
+    folder = enrolment_folder(settings, home)
     try:
         credentials = decode(Enrolment, (folder / "credentials.json").read_bytes())
         root = (folder / "root.json").read_bytes()

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from toprope_shared.serving.app import build_app, listen, run, serve
 from toprope_shared.serving.backend import Backend
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.gate import Gate
 from toprope_shared.serving.tracing import Tracing
 
 
 @contextmanager
-def served(backend: Backend, *, tracing: Tracing | None = None) -> Iterator[str]:
+def served(backend: Backend, *, gate: Gate | None = None, tracing: Tracing | None = None) -> Iterator[str]:
     """Serve a backend behind every door on a free port; give its host:port."""
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
@@ -26,7 +27,7 @@ def served(backend: Backend, *, tracing: Tracing | None = None) -> Iterator[str]
         assert task
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
         try:
-            plane = DataPlane(backend, tracing=tracing)
+            plane = DataPlane(backend, gate=gate, tracing=tracing)
             await serve(build_app(plane), sock, ready=started.set, grace_s=1, plane=plane)
         except asyncio.CancelledError:
             task.uncancel()

@@ -15,14 +15,15 @@ CLOUD_URL = "http://127.0.0.1:8000"
 
 
 class Client:
-    """Asks one server, once; nothing is sent again by itself."""
+    """Asks one server, once; nothing is sent again by itself. Where there is an API key, it is shown."""
 
-    def __init__(self, url: str, timeout_s: float, *, advice: str = "") -> None:
+    def __init__(self, url: str, timeout_s: float, *, advice: str = "", key: str = "") -> None:
         import urllib3
 
         self._advice = advice
         self._url = url.rstrip("/")
         self._timeout_s = timeout_s
+        self._shown = {"Authorization": f"Bearer {key}"} if key else {}
         self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=timeout_s))
 
     def get(self, path: str) -> Any:
@@ -52,7 +53,8 @@ class Client:
         import urllib3
 
         try:
-            answer = self._pool.request(method, self._url + path, redirect=False, **more)
+            headers = {**self._shown, **more.pop("headers", {})}
+            answer = self._pool.request(method, self._url + path, redirect=False, headers=headers, **more)
         except urllib3.exceptions.LocationValueError as error:
             raise InputError(f"{self._url} is not a URL; write e.g. {AGENT_URL}") from error
         except urllib3.exceptions.NewConnectionError as error:
@@ -75,7 +77,7 @@ def _refuse(answer: urllib3.BaseHTTPResponse) -> NoReturn:
         reasons, sentence = (), f"the server answered HTTP {answer.status} without saying why"
     if answer.status == 404:
         raise NotFoundError(sentence)
-    if 400 <= answer.status < 500:
+    if 400 <= answer.status < 500 and answer.status != 429:
         raise RequestError(sentence)
     if answer.status == 504:
         raise DeadlineError(sentence)

@@ -44,6 +44,7 @@ def predict(
         None, "--version", help="A semantic version or release counter; else the active one."
     ),
     url: str = typer.Option(AGENT_URL, help="The agent or the cloud."),
+    key: str = typer.Option("", envvar="TOPROPE_API_KEY", help="An API key, where one is asked for."),
     timeout: float = typer.Option(5.0, min=0.001, help="Seconds until the answer must be there."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
@@ -51,7 +52,7 @@ def predict(
     from toprope_shared.inference import InferenceRequest
     from toprope_shared.serving.binary import decode_response, encode_request
 
-    client = Client(url, timeout, advice="; start an agent with `toprope edge run` or give another --url")
+    client = Client(url, timeout, advice="; start an agent with `toprope edge run` or give another --url", key=key)
     path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
     described = described_by(client.get(path))
     request = InferenceRequest(model=model, version=version, inputs=_read_inputs(inputs, described))

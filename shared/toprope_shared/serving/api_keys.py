@@ -44,6 +44,7 @@ class ApiKey(msgspec.Struct, frozen=True):
         made: seconds since 1970.
         until: seconds since 1970 at which it expires; None is never.
         models: the models that it is for; None is all.
+        operator: whether its owner may load and unload models.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     made: float
     until: float | None = None
     models: tuple[str, ...] | None = None
+    operator: bool = False
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -93,13 +95,14 @@ class ApiKeys:
         except (OSError, msgspec.DecodeError, RecursionError) as error:
             raise InputError(f"the API keys in {self._path} can't be read: {error}; mend the file or remove it") from error
 
-    def add(self, name: str, *, models: Sequence[str] = (), days: float | None = None) -> str:
+    def add(self, name: str, *, models: Sequence[str] = (), days: float | None = None, operator: bool = False) -> str:
         """Make a key and return it; nobody can show it again.
 
         Args:
             name: who gets it.
             models: the models that it is for; empty is all.
             days: after which it expires; None is never.
+            operator: whether its owner may load and unload models.
 
         Raises:
             InputError: the name can't be used or is taken, or `days` is not above 0.
@@ -110,7 +113,8 @@ class ApiKeys:
             raise InputError(f"an API key can't be valid for {days:g} days; give a number above 0, or none for ever")
         now = self._clock.now()
         key = PREFIX + secrets.token_urlsafe(32)
-        stored = ApiKey(name, _digest(key).hex(), now, now + days * DAY_S if days else None, tuple(models) or None)
+        until = now + days * DAY_S if days else None
+        stored = ApiKey(name, _digest(key).hex(), now, until, tuple(models) or None, operator)
         with self._changing() as change:
             if any(one.name == name for one in self.stored()):
                 raise InputError(f"there is an API key {name} already; remove it with: toprope cloud api-key remove {name}")
@@ -144,7 +148,7 @@ class ApiKeys:
         if found is None or not hmac.compare_digest(bytes.fromhex(found.sha256), digest):
             return None
         models = None if found.models is None else frozenset(found.models)
-        return Caller(f"key:{found.name}", models, math.inf if found.until is None else found.until)
+        return Caller(f"key:{found.name}", models, math.inf if found.until is None else found.until, found.operator)
 
     def _read_again(self) -> None:
         stamp = self.stamp()
