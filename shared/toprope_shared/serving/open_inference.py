@@ -167,7 +167,8 @@ class OpenInferenceDoor:
         if not statuses:
             await self._plane.backend.describe(model, version)
         why = statuses[0].reason if statuses else "it is not held here"
-        return json_reply({"name": model, "ready": False, "error": f"model {model} is not ready: {why}"}, 503)
+        sentence = f"model {model} is not ready: {why}"
+        return json_reply({"name": model, "ready": False, "error": sentence, "code": "unavailable"}, 503)
 
     async def _index(self, request: Request, headers: Mapping[str, str]) -> Reply:
         only_ready = (await self._options(request)).get("ready", False)

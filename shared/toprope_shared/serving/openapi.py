@@ -194,7 +194,11 @@ def _torchserve() -> _Json:
     for path in ("/predictions/{model}", "/predictions/{model}/{version}"):
         operation = _operation(tag, "Predict", path, binary=True)
         operation["requestBody"]["content"] = {
-            kind: {"schema": {}} for kind in ("application/json", "application/octet-stream", "multipart/form-data")
+            "application/json": {"schema": {"type": ["array", "object", "number", "string", "boolean"]}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+            },
         }
         operation["responses"]["200"]["content"]["application/json"]["schema"] = {}
         paths[path] = {"post": operation, "put": operation}

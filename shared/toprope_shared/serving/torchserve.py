@@ -83,6 +83,8 @@ class PredictionExchange:
         return orjson.dumps([_row({name: array[at] for name, array in outputs.items()}) for at in range(rows)]), headers
 
     def _inputs(self, manifest: Manifest) -> dict[str, Array]:
+        if not self._body:
+            raise RequestError("the body is empty; send the input as JSON, as its bytes, or in a form's field 'data'")
         kind = self._content_type.partition(";")[0].strip().lower()
         if kind.startswith(("image/", "audio/", "video/")):
             raise RequestError(

@@ -67,7 +67,7 @@ def test_an_unloaded_model_is_not_ready_until_it_is_loaded(server: Server, versi
     assert server.post("/v2/repository/models/affine/unload", b"").status == 200
     answer = server.ask("GET", path)
     assert answer.status == 503
-    assert "unloaded" in body_of(answer)["error"]
+    assert ("unloaded" in body_of(answer)["error"], body_of(answer)["code"]) == (True, "unavailable")
     answer = server.post("/v2/repository/models/affine/load", {"parameters": {}})
     assert (answer.status, body_of(answer)) == (200, {"name": "affine", "load": True})
     assert server.ask("GET", path).status == 200

@@ -99,6 +99,7 @@ def test_raw_rows_give_a_list(server: Server) -> None:
         ("affine", b"{}", "", "missing input 'x'"),
         ("affine", b'[{"x":[1,2,3]},{}]', "", "missing input 'x'"),
         ("affine", b"12345", "application/octet-stream", "takes"),
+        ("affine", b"", "", "the body is empty"),
         ("affine", RAW, "image/jpeg", "image/jpeg is not decoded here"),
         ("pair", b"[1,2]", "", "the model has 2 inputs; send an object with a, b"),
         ("pair", b'{"a":1,"b":[1]}', "", "has shape [], expected [-1]"),
