@@ -26,7 +26,7 @@ class AtHand(Passing):
     def __init__(self, shelf: Shelf) -> None:
         super().__init__(shelf)
         self._shelf = shelf
-        self._open: dict[str, Hot] = {}
+        self._open: dict[tuple[str, str], Hot] = {}
 
     def hot(self, model: str, version: str | None) -> Hot | None:
         """Return a model that is held and loaded; called on the event loop, where its batcher lives."""
@@ -34,10 +34,11 @@ class AtHand(Passing):
             held = self._shelf._find(model, version)
         except NotFoundError:
             return None
-        found = self._open.get(model)
+        key = (model, held.manifest.version)
+        found = self._open.get(key)
         if found is None or found.manifest is not held.manifest:
             batcher = Batcher(_Lent(held.run), held.manifest, settings=BatchSettings(), row_s=ROW_S)
-            found = self._open[model] = Hot(held.manifest, batcher, self._shelf.provenance)
+            found = self._open[key] = Hot(held.manifest, batcher, self._shelf.provenance)
         return found if held.ready else None
 
     async def infer(self, request: InferenceRequest) -> InferenceResponse:

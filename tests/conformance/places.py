@@ -2,8 +2,9 @@
 
 The doors alone have models that must be asked for (`doors`), or models that are at hand (`hot doors`).
 
-The same models everywhere: `affine`, y = 2 x + 1 on three columns called red, green and blue, and `kinds`, which gives every
-datatype back as it came. The doors alone have `strings` too, as text is no matter of releases.
+The same models everywhere: `affine`, y = 2 x + 1 on three columns called red, green and blue, with an older version beside it
+that answers y = 3 x + 1, and `kinds`, which gives every datatype back as it came. The doors alone have `strings` too, as text
+is no matter of releases.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec
 
 DOORS, SERVICES = ("doors", "hot doors"), ("cloud", "edge")
 AFFINE, KINDS = "affine", "kinds"
-VERSION, COUNTER = "1.2.0", 7
+VERSION, COUNTER, FACTOR = "1.2.0", 7, 2.0
+OLDER = ("1.1.0", 6, 3.0)
+RELEASES = ((AFFINE, *OLDER), (AFFINE, VERSION, COUNTER, FACTOR), (KINDS, VERSION, COUNTER, FACTOR))  # the newest last
 LABELS = ("red", "green", "blue")
 _NUMBERS = tuple(name for name in NUMPY_TYPES if name != "BYTES")
 _ELEMENTS = {
@@ -42,10 +45,12 @@ _ELEMENTS = {
 } | {f"{sign}INT{bits}": getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 
 
-def affine_file() -> bytes:
-    """Return the ONNX file of y = 2 x + 1."""
-    nodes = [helper.make_node("Mul", ["x", "two"], ["double"]), helper.make_node("Add", ["double", "one"], ["y"])]
-    constants = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("two", 2.0), ("one", 1.0))]
+def affine_file(factor: float = FACTOR) -> bytes:
+    """Return the ONNX file of y = factor x + 1."""
+    nodes = [helper.make_node("Mul", ["x", "factor"], ["product"]), helper.make_node("Add", ["product", "one"], ["y"])]
+    constants = [
+        helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("factor", factor), ("one", 1.0))
+    ]
     return _file(nodes, {"x": ("FP32", [None, 3])}, {"y": ("FP32", [None, 3])}, constants)
 
 
@@ -85,21 +90,26 @@ def specs(model: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
 def shelf() -> Shelf:
     """Return the models in memory, each really open."""
     made = []
-    for model, file, labels in ((AFFINE, affine_file(), LABELS), (KINDS, kinds_file(), ())):
-        manifest = make_manifest(model, *specs(model), version=VERSION, counter=COUNTER, labels=labels)
+    for model, version, counter, factor in reversed(RELEASES):
+        file, labels = (affine_file(factor), LABELS) if model == AFFINE else (kinds_file(), ())
+        manifest = make_manifest(model, *specs(model), version=version, counter=counter, labels=labels)
         made.append(Held(manifest, find_engine("onnxruntime").open(file, manifest.inputs, manifest.outputs).run))
     (strings,) = (held for held in make_shelf().models_ if held.manifest.model == "strings")
     return Shelf([*made, strings])
 
 
-def release(blobs: Blobs, model: str, counter: int = COUNTER, version: str = VERSION) -> Manifest:
+def release(blobs: Blobs, model: str, version: str, counter: int, factor: float) -> Manifest:
     """Store a model's release in `blobs` and return its manifest."""
-    file, inputs, outputs = (affine_file() if model == AFFINE else kinds_file()), *specs(model)
+    file, inputs, outputs = (affine_file(factor) if model == AFFINE else kinds_file()), *specs(model)
     columns: tuple[int, ...] = (3,) if model == AFFINE else ()
     given: dict[str, Array] = {
         spec.name: np.arange(4 * int(np.prod(columns))).reshape(4, *columns).astype(spec.dtype) for spec in inputs
     }
-    told = {"y": given["x"] * 2 + 1} if model == AFFINE else {f"out_{name}": array for name, array in given.items()}
+    told = (
+        {"y": given["x"] * np.float32(factor) + 1}
+        if model == AFFINE
+        else {f"out_{name}": array for name, array in given.items()}
+    )
     made = tiny_release(blobs, model=model, version=version, counter=counter)
     (variant,) = made.variants
     return msgspec.structs.replace(
@@ -132,10 +142,10 @@ class Site:
         world.broker()
         world.cloud()
         world.device("dev-1")
-        for model in (AFFINE, KINDS):
-            folder, blobs = home / "bundles" / model, Blobs(home / "made" / model)
+        for model, version, counter, factor in RELEASES:
+            folder, blobs = home / "bundles" / f"{model}-{version}", Blobs(home / "made" / model)
             folder.mkdir(parents=True)
-            write_bundle(folder, release(blobs, model), blobs)
+            write_bundle(folder, release(blobs, model, version, counter, factor), blobs)
             world.command("release", "publish", str(folder), "--cloud", f"http://{self.place('cloud')}")
         for model in (AFFINE, KINDS):
             self._settle(model)

@@ -18,6 +18,7 @@ from tests.conformance.clients.checks import Checks
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # type: ignore[import-not-found]
 
 MODEL, VERSION, COUNTER, KINDS, TEXTS = "affine", "1.2.0", "7", "kinds", "strings"
+OLDER = ("1.1.0", "6")  # y = 3 x + 1
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 EXPECTED = 2 * X + 1
 ROWS = 3
@@ -104,8 +105,10 @@ def about(checks: Checks, client: Any) -> None:
         assert isinstance(said["max_batch_size"], int)
         assert client.get_model_config(MODEL, COUNTER)["name"] == MODEL
     with checks.check("repository index"):
-        found = {one["name"]: one for one in client.get_model_repository_index()}
-        assert found[MODEL]["state"] == "READY", found
+        found = {(one["name"], one["version"]): one["state"] for one in client.get_model_repository_index()}
+        assert [state for (name, version), state in found.items() if name == MODEL and version not in OLDER] == ["READY"], (
+            found
+        )
     for what, work in {
         "metadata": lambda: client.get_model_metadata("nothing"),
         "configuration": lambda: client.get_model_config("nothing"),
@@ -141,6 +144,11 @@ def infer(checks: Checks, client: Any) -> None:
     with checks.check("a version in the path, by counter and by version"):
         for version in (COUNTER, VERSION):
             same(client.infer(MODEL, [given("x", X)], model_version=version))
+    with checks.check("an older version beside the newest, by counter and by version"):
+        for version in OLDER:
+            answer = client.infer(MODEL, [given("x", X)], model_version=version)
+            same(answer, 3 * X + 1)
+            assert answer.get_response()["model_version"] in OLDER
     with checks.check("the answer names model, version and id"):
         said = client.infer(MODEL, [given("x", X)], request_id="call 1").get_response()
         assert (said["model_name"], said["id"]) == (MODEL, "call 1")
@@ -268,7 +276,8 @@ def counted(checks: Checks, client: Any) -> None:
 
 def stats(client: Any, version: str = "") -> Any:
     """Return what was counted for the model."""
-    (one,) = client.get_inference_statistics(MODEL, version)["model_stats"]
+    found = client.get_inference_statistics(MODEL, version)["model_stats"]
+    (one,) = [one for one in found if one["version"] not in OLDER]
     return one
 
 
