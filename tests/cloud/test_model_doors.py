@@ -90,7 +90,9 @@ async def test_updates_under_load_fail_no_request_and_mix_no_versions(tmp_path: 
                 await served.until(lambda number=number: served.states().get(f"1.{number}.0") is ModelState.AVAILABLE)  # type: ignore[misc]
                 await served.until(lambda before=before: counts["answers"] > before + CLIENTS)  # type: ignore[misc]
             stop.set()
-        assert served.states()["1.3.0"] in (ModelState.UNLOADING, ModelState.END)
+        await served.until(lambda: served.states()["1.3.0"] is ModelState.END)
+        async with client.get("/v2/models/double") as response:
+            assert (await response.json())["versions"] == ["1.4.0"]
     assert counts["answers"] > 3 * CLIENTS
     assert (counts["failures"], counts["wrong"]) == (0, 0)
 

@@ -33,7 +33,7 @@ def metadata(manifest: Manifest, statuses: tuple[ModelStatus, ...]) -> dict[str,
     """
     described: dict[str, Any] = {
         "name": manifest.model,
-        "versions": [status.manifest.version for status in statuses] or [manifest.version],
+        "versions": [one.version for one in _asked_for(manifest, statuses)],
         "platform": _platform(manifest, statuses),
         "inputs": [msgspec.structs.asdict(spec) for spec in manifest.inputs],
         "outputs": [msgspec.structs.asdict(spec) for spec in manifest.outputs],
@@ -61,7 +61,7 @@ def config(manifest: Manifest, statuses: tuple[ModelStatus, ...], batching: Batc
         "name": manifest.model,
         "platform": platform,
         "backend": platform.partition("_")[0],
-        "version_policy": {"specific": {"versions": sorted(status.manifest.release_counter for status in statuses)}},
+        "version_policy": {"specific": {"versions": sorted(one.release_counter for one in _asked_for(manifest, statuses))}},
         "max_batch_size": most,
         "input": [_tensor(spec, batched=most > 0) for spec in manifest.inputs],
         "output": [_tensor(spec, batched=most > 0) for spec in manifest.outputs],
@@ -89,6 +89,11 @@ def index_entry(status: ModelStatus) -> dict[str, str]:
         "state": "READY" if status.ready else _STATES[status.state],
         "reason": status.reason,
     }
+
+
+def _asked_for(manifest: Manifest, statuses: tuple[ModelStatus, ...]) -> list[Manifest]:
+    """Return the releases that may be asked for: not those that have ended."""
+    return [status.manifest for status in statuses if status.state is not ModelState.END] or [manifest]
 
 
 def _platform(manifest: Manifest, statuses: tuple[ModelStatus, ...]) -> str:
