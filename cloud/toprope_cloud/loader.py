@@ -147,10 +147,13 @@ class Loader:
             one.sleep()
 
     def _batcher(self, served: Served, tried: Tried, session: Watched, pace: Pace) -> Batcher:
+        settings = settings_of(self._tables, served.manifest.model).batching
+        if getattr(tried.choice.engine, "contained", False) and settings.mode in ("auto", "tick"):
+            settings = replace(settings, mode="thread")  # its process may hang, and the event loop must not wait for it
         return Batcher(
             session,
             served.manifest,
-            settings=settings_of(self._tables, served.manifest.model).batching,
+            settings=settings,
             row_s=pace.row_s,
             eight_s=pace.eight_s,
             stateful=tried.choice.variant.needs.stateful or not pace.apart,

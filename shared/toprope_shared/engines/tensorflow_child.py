@@ -7,15 +7,16 @@ prints goes to standard error.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
+import threading
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from toprope_shared.engines.tensorflow_wire import Head, Open, receive, send
-from toprope_shared.limits import end_with_parent
 from toprope_shared.tensors import NUMPY_TYPES, Array, Tensors, TensorSpec
 
 SIGNATURE = "serving_default"
@@ -30,6 +31,7 @@ class Refusal(Exception):  # noqa: N818 - it is what is told
 def main(handle: int, request: Open) -> None:
     """Load, then answer every call."""
     sock = socket.socket(fileno=handle)
+    threading.Thread(target=_end_with, args=(sock,), daemon=True).start()
     try:
         serve, head = _load(request)
     except Exception as error:  # what TensorFlow raises for a damaged folder depends on where it is damaged
@@ -46,6 +48,18 @@ def main(handle: int, request: Open) -> None:
         except Exception as error:  # as above
             outputs, head = {}, Head(error=_told(error))
         send(sock, head, outputs)
+
+
+def _end_with(sock: socket.socket) -> None:
+    """End when the other side does, in the middle of a call too.
+
+    The system's own signal for that (PR_SET_PDEATHSIG) hangs on the thread that started this process, and sessions are opened
+    in threads that end.
+    """
+    gone = select.poll()
+    gone.register(sock, 0)  # the end of both directions is always told
+    gone.poll()
+    os._exit(0)
 
 
 def _load(request: Open) -> tuple[Any, Head]:
@@ -89,6 +103,5 @@ def _told(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    end_with_parent()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     main(int(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Open))
