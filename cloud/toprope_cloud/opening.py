@@ -1,7 +1,7 @@
 """Tries a release out and opens it: in threads of their own, each given up after a while, so that none holds up another.
 
-The first load happens in a child process (`toprope_shared.probe`); an engine that runs models in a process of its own needs
-none. What this process opens is warmed with the golden inputs and must reproduce their outputs once more.
+The first load happens in a child process (`toprope_shared.probe`); an engine that runs models in processes of its own, and says
+so with `contained = True`, needs none. What is opened is warmed with the golden inputs and must give their outputs once more.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
-        return Tried(choice, threads, 1, least, max(variant.needs.memory_bytes, least))
+        takes = max(variant.needs.memory_bytes, least)  # elsewhere, so it can't be measured here
+        return Tried(choice, threads, 1, takes, takes)
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
     request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads)
@@ -159,7 +160,7 @@ def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
         session = opened(data, manifest.inputs, manifest.outputs)
     # Too low where freed memory is used again, and too high where another session was opened meanwhile.
     grown = max(resident_bytes() - before, variant.artifact.length)
-    return Opened(session, pace, min(grown, tried.most_bytes))
+    return Opened(session, pace, max(tried.memory_bytes, min(grown, tried.most_bytes)))
 
 
 def _golden(manifest: Manifest, tried: Tried, blobs: Blobs) -> GoldenSet:

@@ -47,7 +47,7 @@ class Tried:
         choice: what ran.
         threads: the engine's threads in one call.
         instances: calls of one session that may run at once.
-        memory_bytes: what a session takes: its file's length until one was open here.
+        memory_bytes: what a session takes, as far as it is known: its file's length until one was open here.
         most_bytes: what it took in the child, with what its engine takes once for all models.
     """
 

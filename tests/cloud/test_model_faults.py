@@ -17,7 +17,7 @@ from toprope_cloud import opening
 from toprope_cloud.model_settings import ModelSettings
 from toprope_cloud.turns import Turns
 from toprope_shared.blobs import Blobs
-from toprope_shared.engines import find_engines
+from toprope_shared.engines import Engine, Session, find_engines
 from toprope_shared.errors import LoadError, UnavailableError
 from toprope_shared.inference import ModelState
 from toprope_shared.manifest import Format, Golden, Manifest
@@ -125,3 +125,41 @@ async def test_a_release_beyond_the_memory_budget_ends_and_the_one_before_it_ans
         assert await served.ask(10.0) == 20.0
         with pytest.raises(UnavailableError, match="memory_budget"):
             await served.ask(version="2")
+
+
+class Elsewhere:
+    """A real engine that takes as long as a test wants to open a file, and needs no child to try one out."""
+
+    contained = True
+
+    def __init__(self, inner: Engine) -> None:
+        self._inner = inner
+        self.name, self.format, self.version = inner.name, inner.format, inner.version
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def open(
+        self,
+        data: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        threads: int = 1,
+        instances: int = 1,
+    ) -> Session:
+        self.began.set()
+        assert self.go_on.wait(60)
+        return self._inner.open(data, inputs, outputs, threads=threads, instances=instances)
+
+
+async def test_an_engine_with_processes_of_its_own_opens_beside_the_event_loop_and_is_held_to_the_golden_outputs(
+    blobs: Blobs,
+) -> None:
+    engine = Elsewhere(find_engines(["onnxruntime"])[0]["onnxruntime"])
+    signed = Signed(tiny_release(blobs), tiny_release(blobs, version="1.1.0", counter=2, wrong_golden=True))
+    async with serving(signed, blobs, engines={engine.name: engine}) as served:
+        await served.until(engine.began.is_set)  # so the loop goes on while it opens
+        assert served.states()["1.0.0"] is ModelState.LOADING
+        engine.go_on.set()
+        assert await served.ask(10.0, "1.0.0") == 20.0
+        await served.until(lambda: served.states()["1.1.0"] is ModelState.END)
+        assert "golden outputs do not hold: off by" in served.status("1.1.0").reason
