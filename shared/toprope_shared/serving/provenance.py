@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeVar
 
 from toprope_shared.inference import CloudReason, InferenceResponse, Origin, Parameter, Provenance, Reason
@@ -41,25 +42,37 @@ def from_parameters(parameters: Mapping[str, Parameter]) -> Provenance:
     )
 
 
-def to_headers(response: InferenceResponse, total_ms: float) -> dict[str, str]:
+def to_headers(response: InferenceResponse, total_ms: float, queue_ms: float | None = None) -> dict[str, str]:
     """Return the answer's own headers.
 
     Args:
         response: the answer.
-        total_ms: milliseconds that the data plane spent on it; what neither engine nor cloud took is queueing.
+        total_ms: milliseconds that the data plane spent on it.
+        queue_ms: of these, waiting for the engine; None is all that neither engine nor cloud took.
     """
     provenance = response.provenance
     edge_ms, cloud_ms = provenance.edge_ms or 0.0, provenance.cloud_ms or 0.0
-    queue_ms = max(0.0, total_ms - edge_ms - cloud_ms)
+    if queue_ms is None:
+        queue_ms = max(0.0, total_ms - edge_ms - cloud_ms)
+    headers = {"Server-Timing": f"queue;dur={queue_ms:.3f}, local;dur={edge_ms:.3f}, cloud;dur={cloud_ms:.3f}"}
+    headers |= _lasting(response.model, response.version, provenance.origin, provenance.artifact, provenance.runtime)
+    if provenance.fallback_reason is not None:
+        headers["Inference-Fallback"] = str(provenance.fallback_reason)
+    if provenance.degraded_reason is not None:
+        headers["Inference-Degraded"] = str(provenance.degraded_reason)
+    if provenance.confidence is not None:
+        headers["Inference-Confidence"] = str(_rounded(provenance.confidence, 6))
+    return headers
+
+
+@lru_cache(maxsize=1024)
+def _lasting(model: str, version: str, origin: Origin, artifact: str, runtime: str) -> Mapping[str, str]:
+    """Return the headers that every answer of a variant has."""
     values = {
-        "Server-Timing": f"queue;dur={queue_ms:.3f}, local;dur={edge_ms:.3f}, cloud;dur={cloud_ms:.3f}",
-        "Inference-Origin": str(provenance.origin),
-        "Inference-Model": f"{response.model}/{response.version}",
-        "Inference-Artifact": provenance.artifact,
-        "Inference-Runtime": provenance.runtime,
-        "Inference-Fallback": _text(provenance.fallback_reason) or "",
-        "Inference-Degraded": _text(provenance.degraded_reason) or "",
-        "Inference-Confidence": "" if provenance.confidence is None else str(_rounded(provenance.confidence, 6)),
+        "Inference-Origin": str(origin),
+        "Inference-Model": f"{model}/{version}",
+        "Inference-Artifact": artifact,
+        "Inference-Runtime": runtime,
     }
     return {name: value for name, value in values.items() if value}
 

@@ -154,7 +154,7 @@ class Turn:
             infer_s=timing.run_s,
             total_s=seconds,
         )
-        headers.update(to_headers(response, seconds * 1000))
+        headers.update(to_headers(response, seconds * 1000, timing.queue_s * 1000))
         return Reply(200, body, headers)
 
     def failed(self, error: Exception) -> None:
