@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import pytest
+import urllib3
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from tests.fakes.hot_models import HotModels, make_batcher, serving
 from tests.shared.serving.conftest import make_shelf
 
 from toprope_shared.errors import (
@@ -19,6 +22,7 @@ from toprope_shared.errors import (
     UnavailableError,
 )
 from toprope_shared.inference import CloudReason, InferenceResponse, Origin, Provenance, Reason
+from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -150,3 +154,24 @@ def test_what_is_under_way_and_what_is_held_is_told_when_somebody_looks(metrics:
 def test_a_name_that_prometheus_must_escape_leaves_the_page_readable(metrics: Metrics) -> None:
     metrics.bind('a"b\\c\nd', "cloud").answered(0.1)
     assert read(page(metrics), "toprope_request_seconds_count", model='a"b\\c\nd', origin="cloud") == 1
+
+
+async def test_calls_that_are_joined_tell_their_batch_in_the_metrics_and_in_each_answer(metrics: Metrics) -> None:
+    shelf = make_shelf()
+    held = next(held for held in shelf.models_ if held.manifest.model == "affine")
+    batcher, session = make_batcher(held.run, held.manifest, "thread", row_s=1.0)
+    plane = DataPlane(HotModels(shelf, {"affine": (held.manifest, batcher)}), metrics=metrics)
+    body = {"instances": [[1, 2, 3]]}
+    async with serving(plane) as (port, _):
+        url = f"http://127.0.0.1:{port}/v1/models/affine:predict"
+        with urllib3.PoolManager(maxsize=16) as pool:
+            asked = (asyncio.to_thread(pool.request, "POST", url, json=body, timeout=30) for _ in range(16))
+            answers = await asyncio.gather(*asked)
+    timings = [dict(part.split(";dur=") for part in one.headers["Server-Timing"].split(", ")) for one in answers]
+    told = page(metrics)
+    assert read(told, "toprope_batch_rows_count", model="affine") == 16
+    # A request is counted with its whole batch: n requests of a batch of n are n times n.
+    assert read(told, "toprope_batch_rows_sum", model="affine") == sum(rows * rows for rows in session.calls)
+    queued = sum(float(one["queue"]) for one in timings) / 1000
+    assert read(told, "toprope_queue_seconds_sum", model="affine") == pytest.approx(queued, abs=16 * 1e-6)
+    assert read(told, "toprope_requests_in_flight") == 0
