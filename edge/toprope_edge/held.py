@@ -49,16 +49,16 @@ class Held:
     @property
     def used(self) -> float:
         """The steady-clock seconds of the last call."""
-        return max((one.used for one in self._open()), default=0.0)
+        return max((one.used for one in self.sessions()), default=0.0)
 
     @property
     def in_flight(self) -> int:
         """How many calls threads are busy with."""
-        return sum(one.in_flight for one in self._open())
+        return sum(one.in_flight for one in self.sessions())
 
     def cost(self) -> int:
         """Return the bytes of memory that the open sessions take."""
-        return sum(one.cost for one in self._open() if one.session is not None)
+        return sum(one.cost for one in self.sessions() if one.session is not None)
 
     def make_room(self) -> None:
         """Close the session of the active release until a call comes."""
@@ -141,5 +141,6 @@ class Held:
         asleep = "" if self.active.session is not None else ASLEEP
         return ModelStatus(self.manifest, ready=True, reason=asleep, platform=_PLATFORMS[self.active.variant.format])
 
-    def _open(self) -> tuple[Loaded, ...]:
+    def sessions(self) -> tuple[Loaded, ...]:
+        """Return the active one and the standby, as far as there are any."""
         return tuple(one for one in (self.active, self.standby) if one is not None)

@@ -82,11 +82,11 @@ class Keeper:
         self._memory.learn(loaded)
         loaded.used = self._clock.steady()
         try:
-            self._memory.require(title, manifest.model, loaded.cost, self._models.values())
+            self._memory.require(title, manifest.model, loaded.cost, self._models.values(), loaded)
         except OverBudgetError:
             loaded.retire(self.close)
             raise
-        self._make_room(loaded.cost, manifest.model)
+        self._make_room(loaded.cost, manifest.model, loaded)
         return loaded
 
     async def open_any(self, manifest: Manifest, choice: tuple[Variant, str] | None) -> Loaded:
@@ -198,8 +198,8 @@ class Keeper:
     def _answers(self) -> bool:
         return any(held.active is not None and held.active.session is not None for held in self._models.values())
 
-    def _make_room(self, needed: int, sparing: str) -> None:
-        for held in self._memory.victims(self._models.values(), needed, sparing):
+    def _make_room(self, needed: int, sparing: str, own: Loaded | None = None) -> None:
+        for held in self._memory.victims(self._models.values(), needed, sparing, own):
             held.make_room()
 
     def _choices(self, manifest: Manifest) -> tuple[tuple[Variant, str], ...]:

@@ -95,8 +95,22 @@ async def test_a_model_that_alone_passes_the_budget_is_refused_with_a_sentence(r
 async def test_a_model_for_which_pinned_ones_leave_no_room_is_refused(runtime: Runtime, blobs: Blobs) -> None:
     await install(runtime, release(blobs, "kept", units=12))
     manifest = release(blobs, "one", units=9)
-    with pytest.raises(OverBudgetError, match=r"pinned or on probation take 2\.34 of the 4 MiB"):
+    with pytest.raises(OverBudgetError, match=r"pinned, in the shadow or on probation take 2\.34 of the 4 MiB"):
         await runtime.prepare(manifest, manifest.variants[0], "onnxruntime")
+
+
+async def test_a_candidate_in_the_shadow_counts_from_its_opening_to_its_end(runtime: Runtime, blobs: Blobs) -> None:
+    await install(runtime, release(blobs, "one"))
+    manifest = release(blobs, "two", version=2)
+    candidate = await runtime.prepare(manifest, manifest.variants[0], "onnxruntime")
+    large = release(blobs, "big", units=16)
+    with pytest.raises(OverBudgetError, match=r"in the shadow or on probation take 1\.17 of the 4 MiB"):
+        await runtime.prepare(large, large.variants[0], "onnxruntime")
+    await install(runtime, release(blobs, "other", units=10))
+    assert asleep(runtime) == {"one"}, "three together do not fit"
+    candidate.retire(lambda session: session.close())
+    await install(runtime, large)
+    assert asleep(runtime) == {"one", "other"}
 
 
 async def test_an_update_of_a_model_is_not_kept_out_by_its_own_former_release(runtime: Runtime, blobs: Blobs) -> None:
