@@ -145,7 +145,8 @@ class CloudModels:
 
     async def _opened(self, model: str, version: str | None) -> Hot:
         """Return what runs a release; one that is not open is opened, however long that takes."""
-        for _ in range(ATTEMPTS):
+        missed = 0
+        while missed < ATTEMPTS:
             shelf, served = self._find(model, version)
             if shelf.stopped:
                 raise UnavailableError(f"{model} was unloaded by request")
@@ -156,6 +157,7 @@ class CloudModels:
                 return served.hot
             # Shielded: whoever else waits for it must not lose it when this caller leaves.
             await asyncio.shield(self._loader.open(shelf, served, demanded=True))
+            missed += not served.failed  # where one has failed, another may answer for the name
         raise OverloadedError(f"{model} is closed again and again to make room for others; raise memory_budget")
 
     def _find(self, model: str, version: str | None) -> tuple[Shelf, Served]:

@@ -180,6 +180,12 @@ async def test_a_bad_update_leaves_the_release_before_it_in_place(blobs: Blobs) 
             await served.ask(version="stable")
 
 
+async def test_a_caller_gets_the_newest_that_runs_however_many_do_not(blobs: Blobs) -> None:
+    bad = [release(blobs, number, broken=True) for number in range(2, 9)]
+    async with serving(Signed(release(blobs, 1), *bad), blobs, tables={"*": ModelSettings("latest:1")}) as served:
+        assert await served.ask(10.0) == 10.0
+
+
 async def test_a_revoked_release_ends_at_once(blobs: Blobs) -> None:
     one, two = release(blobs, 1), release(blobs, 2)
     signed = Signed(one, two, stable=two)
