@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from starlette.types import ASGIApp
+
 from toprope_shared.errors import EngineError
 from toprope_shared.inference import Origin, Provenance
 from toprope_shared.manifest import Manifest
@@ -83,13 +85,13 @@ def make_batcher(
 
 @asynccontextmanager
 async def serving(
-    plane: DataPlane, *, hot: bool = True, grace_s: float = 1
+    plane: DataPlane, *, hot: bool = True, grace_s: float = 1, app: ASGIApp | None = None
 ) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
     """Serve a plane on a free port, on the hot road or on the app's alone; give the port and the server's task."""
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
     ready = asyncio.Event()
-    served = serve(build_app(plane), sock, ready=ready.set, grace_s=grace_s, plane=plane if hot else None)
+    served = serve(app or build_app(plane), sock, ready=ready.set, grace_s=grace_s, plane=plane if hot else None)
     task = asyncio.create_task(served)
     async with asyncio.timeout(10):
         await ready.wait()

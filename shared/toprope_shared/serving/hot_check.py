@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from toprope_shared.serving.hot_path import HotPath, Target, Tasks
@@ -28,12 +28,22 @@ _COLD = b"GET /cold HTTP/1.1\r\nHost: check\r\nConnection: close\r\n\r\n"
 _WANTED = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbodyHTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"
 
 
-async def protocol_for(hot: HotPath) -> type[PatientHttp]:
-    """Return the protocol with the hot path, or the one without where this uvicorn does not go with it."""
+async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def protocol_for(hot: HotPath, app: ASGIApp = _app) -> type[PatientHttp]:
+    """Return the protocol with the hot path, or the one without where this uvicorn does not go with it.
+
+    Args:
+        hot: what answers on the hot path.
+        app: answers the trial's other request, with 204 and nothing.
+    """
     found: object
     try:
         async with asyncio.timeout(PATIENCE_S):
-            found = await _try_out()
+            found = await _try_out(app)
     except Exception as error:  # whatever another uvicorn does, the server starts
         found = error
     if found == _WANTED:
@@ -42,8 +52,8 @@ async def protocol_for(hot: HotPath) -> type[PatientHttp]:
     return PatientHttp
 
 
-async def _try_out() -> bytes:
-    config = uvicorn.Config(_app, ws="none", log_config=None, access_log=False, lifespan="off")
+async def _try_out(app: ASGIApp) -> bytes:
+    config = uvicorn.Config(app, ws="none", log_config=None, access_log=False, lifespan="off")
     wire = _Wire()
     protocol: Any = heated(_Echo())(config=config, server_state=ServerState(), app_state={})
     protocol.connection_made(wire)
@@ -51,11 +61,6 @@ async def _try_out() -> bytes:
     await wire.closed.wait()
     protocol.connection_lost(None)
     return b"".join(wire.sent)
-
-
-async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 204, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
 
 
 class _Echo(HotPath):

@@ -67,7 +67,7 @@ async def ask(batcher: Batcher, value: float, count: int = 1, width: int = 3) ->
 )
 def test_everyone_gets_the_answer_to_his_own_question(mode: Mode, asked: list[tuple[int, int, int, bool]]) -> None:
     async def main() -> None:
-        batcher, session = make_batcher(twice, FREE, mode, row_s=1e-3, max_rows=16)
+        batcher, _ = make_batcher(twice, FREE, mode, row_s=1e-3, max_rows=16)
 
         async def one(value: int, count: int, width: int, poisoned: bool) -> None:
             inputs = rows(value, count, width)
