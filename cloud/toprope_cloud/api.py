@@ -88,7 +88,11 @@ def build_app(
         cors_origins: origins whose pages may ask from a browser; `*` is all.
     """
     app = FastAPI(
-        title="toprope cloud", version=__version__, exception_handlers=dict(exception_handlers()), responses=_REFUSED
+        title="toprope cloud",
+        version=__version__,
+        exception_handlers=dict(exception_handlers()),
+        responses=_REFUSED,
+        redirect_slashes=False,  # a redirect would be built from the caller's own word for this host
     )
     app.add_exception_handler(RequestValidationError, _invalid)
     guard = [Depends(operator_guard(token))]

@@ -75,7 +75,9 @@ def metrics_routes(metrics: Metrics) -> list[Route]:
 
 def build_app(plane: DataPlane, *more: Route) -> Starlette:
     """Return a bare app with all doors and `more` routes."""
-    return Starlette(routes=[*routes(plane), *more], exception_handlers=dict(exception_handlers()))
+    app = Starlette(routes=[*routes(plane), *more], exception_handlers=dict(exception_handlers()))
+    app.router.redirect_slashes = False  # a redirect would be built from the caller's own word for this host
+    return app
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -151,22 +151,12 @@ def decode_request(
     if length == 0:
         return InferenceRequest(model=model, version=version, inputs=raw_input(body, specs)), Wanted(binary=True)
     head = _convert(body[:length] if length else body, _Request)
-    inputs = _tensors(head.inputs, memoryview(body)[len(body) if length is None else length :])
     parameters = head.parameters or {}
     if parameters:
         _check_parameters(parameters)
     default = _flag(parameters, "binary_data_output") or False
-    outputs = head.outputs or []
-    names = tuple(output.name for output in outputs)
-    if len(set(names)) != len(names):
-        raise RequestError("an output is asked for more than once")
-    flags = {output.name: _flag(output.parameters or {}, "binary_data") for output in outputs}
-    classes = {output.name: _count(output.parameters or {}) for output in outputs}
-    wanted = Wanted(
-        default,
-        {name: flag for name, flag in flags.items() if flag is not None},
-        {name: count for name, count in classes.items() if count},
-    )
+    inputs = _tensors(head.inputs, memoryview(body)[len(body) if length is None else length :])
+    names, wanted = _wanted(head.outputs or [], default)
     request = InferenceRequest(
         model=model, version=version, inputs=inputs, outputs=names, id=head.id or "", parameters=parameters
     )
@@ -260,7 +250,9 @@ def _tensors(entries: list[_Tensor], raw: memoryview) -> dict[str, Array]:
 def _tensor(entry: _Tensor, tail: _Tail) -> Array:
     shape = check_shape(entry.name, entry.shape)
     check_datatype(entry.name, entry.datatype)
-    size = (entry.parameters or {}).get("binary_data_size")
+    parameters = entry.parameters or {}
+    _refuse_region(parameters)
+    size = parameters.get("binary_data_size")
     if size is not None:
         if type(size) is not int or entry.data is not msgspec.UNSET:
             raise RequestError(f"tensor {entry.name!r} needs either 'data' or a whole number 'binary_data_size'")
@@ -295,6 +287,29 @@ def raw_input(body: bytes, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     row = raw_size(spec.datatype, math.prod(size for size in spec.shape if size != -1)) or 1
     shape = tuple(len(body) // row if size == -1 else size for size in spec.shape)
     return {spec.name: from_raw(spec.name, spec.datatype, shape, memoryview(body))}
+
+
+def _wanted(outputs: list[_Output], default: bool) -> tuple[tuple[str, ...], Wanted]:
+    """Return the names of the outputs that are asked for, and how."""
+    by_name = {output.name: output.parameters or {} for output in outputs}
+    if len(by_name) != len(outputs):
+        raise RequestError("an output is asked for more than once")
+    binary: dict[str, bool] = {}
+    classes: dict[str, int] = {}
+    for name, parameters in by_name.items():
+        _refuse_region(parameters)
+        if (flag := _flag(parameters, "binary_data")) is not None:
+            binary[name] = flag
+        if count := _count(parameters):
+            classes[name] = count
+    return tuple(by_name), Wanted(default, binary, classes)
+
+
+def _refuse_region(parameters: Mapping[str, Parameter]) -> None:
+    if "shared_memory_region" in parameters:
+        raise RequestError(
+            "there is no shared memory here; send and ask for tensors as JSON or with the binary data format"
+        )
 
 
 def _flag(parameters: Mapping[str, Parameter], name: str) -> bool | None:

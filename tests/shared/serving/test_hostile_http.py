@@ -15,11 +15,7 @@ from tests.shared.serving.conftest import BODY_LIMIT, Server
 from toprope_shared.serving.binary import LENGTH_HEADER
 
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
-
-
 MOST_GROWTH_KB = 60_000
-
-
 GZIPPED = gzip.compress(b"{}", mtime=0)
 
 
@@ -70,6 +66,7 @@ def test_the_content_type_of_a_request_decides_nothing(server: Server, kind: str
     [
         ("GET", "/nowhere", 404),
         ("GET", "/v2/models/affine/infer/more", 404),
+        ("POST", "/v2/models/affine/infer/", 404),
         ("POST", "/v2/models/affine/versions//infer", 404),
         ("GET", "/v2/models/affine/infer", 405),
         ("DELETE", "/v1/models/affine", 405),

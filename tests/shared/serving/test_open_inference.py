@@ -15,6 +15,7 @@ from toprope_shared.inference import InferenceRequest
 from toprope_shared.serving.binary import LENGTH_HEADER, decode_response, encode_request
 from toprope_shared.tensors import NUMPY_TYPES
 
+REGION = {"shared_memory_region": "mine", "shared_memory_byte_size": 12}
 ROW = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
 
 
@@ -255,6 +256,12 @@ A, B = (
         ("affine", {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32"}]}, "neither 'data'"),
         ("affine", {"inputs": [ROW | {"parameters": {"binary_data_size": 12}}]}, "either 'data'"),
         ("affine", {"inputs": [ROW], "outputs": [{"name": "q"}]}, "unknown output 'q'"),
+        ("affine", {"inputs": [ROW], "outputs": [{"name": "y", "parameters": REGION}]}, "no shared memory here"),
+        (
+            "affine",
+            {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": REGION}]},
+            "no shared memory",
+        ),
         ("affine", {"inputs": [ROW], "outputs": [{"name": "y"}, {"name": "y"}]}, "more than once"),
         ("affine", {"inputs": [ROW], "outputs": [{"name": "y", "parameters": {"classification": -1}}]}, "classification"),
         ("affine", {"inputs": [ROW], "parameters": {"timeout": "soon"}}, "microseconds"),
