@@ -68,12 +68,22 @@ class Gate:
         rate: requests a second that each caller has; 0 is no limit.
         burst: requests that a caller who was quiet may send at once; 0 is one second's.
         clock: for the rate, and for what expires.
+        most: callers that are remembered.
     """
 
-    def __init__(self, proofs: Sequence[Proof], *, rate: float = 0.0, burst: int = 0, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        proofs: Sequence[Proof],
+        *,
+        rate: float = 0.0,
+        burst: int = 0,
+        clock: Clock | None = None,
+        most: int = MAX_KNOWN,
+    ) -> None:
         self._proofs = tuple(proofs)
         self._clock = clock or SystemClock()
-        self._limits = Rates(rate, burst) if rate else None
+        self._limits = Rates(rate, burst, most) if rate else None
+        self._most = most
         self._known: dict[bytes, Caller] = {}
         self._stamps = self._look()
         self._look_at = self._clock.steady() + LOOK_S
@@ -116,7 +126,7 @@ class Gate:
         name, secret = ("", shown) if bare else _parse(shown)
         for proof in self._proofs if secret else ():
             if caller := proof.caller(name, secret):
-                if len(self._known) >= MAX_KNOWN:
+                if len(self._known) >= self._most:
                     del self._known[next(iter(self._known))]
                 self._known[digest] = caller
                 return caller
@@ -139,11 +149,13 @@ class Rates:
     Args:
         rate: tokens a second, above 0.
         burst: the most that are kept; 0 is one second's, and at least one.
+        most: callers that are remembered.
     """
 
-    def __init__(self, rate: float, burst: int = 0) -> None:
+    def __init__(self, rate: float, burst: int = 0, most: int = MAX_KNOWN) -> None:
         self._rate = rate
         self._burst = float(burst) if burst else max(1.0, rate)
+        self._most = most
         self._buckets: dict[str, list[float]] = {}
 
     def take(self, name: str, now: float) -> None:
@@ -158,7 +170,7 @@ class Rates:
         """
         bucket = self._buckets.get(name)
         if bucket is None:
-            if len(self._buckets) >= MAX_KNOWN:
+            if len(self._buckets) >= self._most:
                 self._forget(now)
             bucket = self._buckets[name] = [self._burst, now]
         tokens = min(self._burst, bucket[0] + (now - bucket[1]) * self._rate)

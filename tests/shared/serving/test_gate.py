@@ -13,7 +13,7 @@ from tests.fakes.clocks import ManualClock
 
 from toprope_shared.errors import InputError, NotAdmittedError, NotAllowedError, NotFoundError, TooManyRequestsError
 from toprope_shared.serving.api_keys import ApiKeys
-from toprope_shared.serving.gate import MAX_KNOWN, Caller, Gate, Rates
+from toprope_shared.serving.gate import Caller, Gate, Rates
 from toprope_shared.serving.http_errors import error_reply
 
 
@@ -196,12 +196,12 @@ def test_what_is_remembered_stays_bounded(clock: ManualClock) -> None:
         def caller(self, name: str, secret: str) -> Caller | None:
             return Caller(f"token:{secret}")
 
-    gate = Gate([Anybody()], rate=1, clock=clock)
-    for number in range(MAX_KNOWN + 10):
+    gate = Gate([Anybody()], rate=1, clock=clock, most=100)
+    for number in range(250):
         gate.admit(bearer(str(number)))
-    assert len(gate._known) == MAX_KNOWN
+    assert len(gate._known) == 100
     assert gate._limits
-    assert len(gate._limits._buckets) <= MAX_KNOWN
+    assert len(gate._limits._buckets) <= 100
 
 
 def test_each_caller_has_a_rate_of_his_own(keys: ApiKeys, clock: ManualClock) -> None:
