@@ -20,6 +20,7 @@ from toprope_shared.errors import InputError
 from toprope_shared.serving.access_log import AccessLog
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.metrics import Metrics
+from toprope_shared.serving.patience import Patience
 from toprope_shared.serving.tracing import Tracing
 
 SERVICE = "toprope-cloud"
@@ -77,8 +78,23 @@ def open_data_side(
     plane = DataPlane(
         models,
         metrics=metrics or Metrics(counts),
+        body_limit=settings.max_body,
+        tensor_limit=settings.max_tensor,
         gate=make_gate(settings, layout, Keyring(layout.keys).token()),
         access=AccessLog(settings.access_log) if settings.access_log else None,
         tracing=Tracing.open(settings.traces, SERVICE) if settings.traces else None,
     )
     return DataSide(models, plane)
+
+
+def patience_of(settings: CloudSettings) -> Patience:
+    """Return what each client of one process is granted."""
+    return Patience(
+        head_s=settings.head_seconds,
+        body_s=settings.body_seconds,
+        body_rate=settings.body_rate,
+        head_bytes=settings.max_head,
+        idle_s=settings.idle_seconds,
+        unread_s=settings.unread_seconds,
+        connections=-(-settings.max_connections // settings.workers),  # they are handed out evenly
+    )

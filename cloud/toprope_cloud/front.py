@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toprope_cloud.catalogue import Operator
-from toprope_cloud.data_side import DataSide, open_data_side
+from toprope_cloud.data_side import DataSide, open_data_side, patience_of
 from toprope_cloud.layout import Layout
 from toprope_cloud.registry import Registry
 from toprope_cloud.settings import CloudSettings
@@ -28,6 +28,7 @@ from toprope_cloud.workers.tally import Tally, WorkerMetrics
 from toprope_shared.errors import InputError, UnavailableError
 from toprope_shared.serving.app import GRACE_S, METRICS_PATHS, serve
 from toprope_shared.serving.local_socket import unix_socket
+from toprope_shared.serving.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,18 @@ class OneProcess:
     Args:
         side: its data side.
         sock: where clients connect.
+        patience: what each of them is granted.
     """
 
-    def __init__(self, side: DataSide, sock: socket.socket) -> None:
+    def __init__(self, side: DataSide, sock: socket.socket, patience: Patience) -> None:
         self.side = side
         self._sock = sock
+        self._patience = patience
 
     async def run(self, app: ASGIApp) -> None:
         """Answer until cancelled; see `Front`."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(serve(app, self._sock, plane=self.side.plane), name="http")
+            group.create_task(serve(app, self._sock, plane=self.side.plane, patience=self._patience), name="http")
             group.create_task(self.side.models.keep_warm(), name="models")
 
     def workers(self) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def open_front(
         InputError: as `open_data_side`; or several workers are asked for on a system that can't hand connections over.
     """
     if settings.workers == 1:
-        return OneProcess(open_data_side(settings, registry, counts, layout, operator), sock)
+        return OneProcess(open_data_side(settings, registry, counts, layout, operator), sock, patience_of(settings))
     if sys.platform != "linux":
         raise InputError("several workers need Linux; set workers = 1 in [cloud]")
     control = Path(tempfile.mkdtemp(prefix="toprope-")) / "control.sock"

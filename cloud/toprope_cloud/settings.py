@@ -23,6 +23,15 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         broadcast_rate: bytes a second of a broadcast when no device asks for less.
         topic_prefix: first levels of every topic.
         workers: processes that answer inference behind the one port; 1 answers in the service's own.
+        max_connections: open connections at most, over all workers; 0 is no limit.
+        max_body: bytes of an inference request at most, as sent and uncompressed.
+        max_tensor: bytes of one decoded input tensor at most.
+        max_head: bytes of a request's head at most.
+        head_seconds: seconds for a request's head, and for a new connection to send anything.
+        body_seconds: seconds for a request's body, beside those that its bytes give by `body_rate`.
+        body_rate: bytes a second that a body must keep up beyond `body_seconds`.
+        idle_seconds: seconds that a connection may rest between two requests.
+        unread_seconds: seconds that a client may leave an answer unread.
         memory_budget: MiB that all open models of a process may take together; 0 is no limit.
         models: what is said of single models, by name.
         training_jobs: training jobs that run at the same time.
@@ -49,6 +58,15 @@ class CloudSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broadcast_rate: Annotated[int, msgspec.Meta(ge=1)] = 16 << 20
     topic_prefix: str = PREFIX
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
+    max_connections: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_body: Annotated[int, msgspec.Meta(ge=1)] = 64 << 20
+    max_tensor: Annotated[int, msgspec.Meta(ge=1)] = 256 << 20
+    max_head: Annotated[int, msgspec.Meta(ge=256)] = 64 << 10
+    head_seconds: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    body_seconds: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    body_rate: Annotated[float, msgspec.Meta(gt=0)] = 500.0
+    idle_seconds: Annotated[int, msgspec.Meta(ge=1)] = 75
+    unread_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     memory_budget: Annotated[int, msgspec.Meta(ge=0)] = 0
     models: dict[str, ModelSettings] = {}
     training_jobs: Annotated[int, msgspec.Meta(ge=1)] = 1

@@ -44,6 +44,11 @@ async def test_workers_answer_behind_one_port_and_the_service_answers_the_rest(
     assert (status, headers["content-length"], body) == (200, "11", b"")
     status, _, body = await get(service.port, "/api/nothing")
     assert (status, orjson.loads(body)["code"]) == (404, "not_found")
+    # The settings' limits hold in the workers.
+    large = {"inputs": [{"name": "x", "shape": [1025, 1], "datatype": "FP32", "data": [0] * 1025}]}
+    status, _, body = await get(service.port, "/v2/models/double/infer", "POST", orjson.dumps(large))
+    assert (status, orjson.loads(body)["error"]) == (413, "input 'x' has 4100 bytes, at most 4096 are taken")
+    assert (await get(service.port, "/v2/" + "p" * 3000))[0] == 431
     # The sums, whoever is asked.
     page = (await get(service.port, "/metrics"))[2].decode()
     assert f'toprope_requests_total{{code="ok",model="double",origin="cloud",reason=""}} {float(seen.right)}' in page

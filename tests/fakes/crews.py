@@ -54,7 +54,7 @@ class Service:
 @contextlib.asynccontextmanager
 async def serving(layout: Layout, registry: Registry, *, workers: int = 2) -> AsyncIterator[Service]:
     """Run workers over an installation; give what is known of them."""
-    settings = CloudSettings(workers=workers, log_level="warning")
+    settings = CloudSettings(workers=workers, log_level="warning", max_tensor=4096, max_head=2048)
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
     front = open_front(settings, sock, registry, CollectorRegistry(), layout, dict)

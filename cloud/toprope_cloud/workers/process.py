@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from toprope_cloud.cors import CORS
-from toprope_cloud.data_side import DataSide, open_data_side
+from toprope_cloud.data_side import DataSide, open_data_side, patience_of
 from toprope_cloud.keys import Keyring
 from toprope_cloud.label_book import LabelBook
 from toprope_cloud.layout import Layout
@@ -74,6 +74,7 @@ class Worker:
         self._counts = CollectorRegistry()
         self._side: DataSide = open_data_side(begin.settings, registry, self._counts, layout, self._labels.all)
         self._app = _app(self._side, begin)
+        self._patience = patience_of(begin.settings)
         self._inlet = Inlet()
         self._ended = ended
         self._taken = self._back = 0
@@ -91,7 +92,10 @@ class Worker:
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # of the terminal: the service decides
         await self._side.models.refresh()
         tasks = [
-            asyncio.create_task(serve(self._app, ready=opened.set, inlet=self._inlet, plane=self._side.plane), name="http"),
+            asyncio.create_task(
+                serve(self._app, ready=opened.set, inlet=self._inlet, plane=self._side.plane, patience=self._patience),
+                name="http",
+            ),
             asyncio.create_task(self._side.models.keep_warm(), name="models"),
             asyncio.create_task(self._tell(), name="tell"),
         ]

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from toprope_shared.errors import RequestError, TooLargeError
 
 BODY_LIMIT = 64 * 1024 * 1024
+TENSOR_LIMIT = 256 * 1024 * 1024  # a short text may hold a large tensor: two bytes of JSON are eight of FP64
 MAX_DIGITS = 19  # of a length in a header
 # Each undone encoding may cost the whole limit once more.
 MAX_ENCODINGS = 4

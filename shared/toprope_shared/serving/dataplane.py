@@ -17,7 +17,7 @@ from toprope_shared.inference import ModelStatus
 from toprope_shared.manifest import is_version
 from toprope_shared.serving.backend import Backend, Hot
 from toprope_shared.serving.batch_queue import TOO_LATE, Ticket, Timing
-from toprope_shared.serving.body import BODY_LIMIT
+from toprope_shared.serving.body import BODY_LIMIT, TENSOR_LIMIT
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.replies import Reply
 from toprope_shared.serving.statistics import Statistics
@@ -42,6 +42,7 @@ class DataPlane:
         metrics: where answers are counted; None counts nothing.
         clock: for durations and deadlines.
         body_limit: the most bytes of a request's body, as sent and uncompressed.
+        tensor_limit: the most bytes of one decoded input.
         gate: lets callers in; None lets everybody in.
         access: where every answer is noted; None notes nothing.
         tracing: makes a span of every request; None makes none.
@@ -54,6 +55,7 @@ class DataPlane:
         metrics: Metrics | None = None,
         clock: Clock | None = None,
         body_limit: int = BODY_LIMIT,
+        tensor_limit: int = TENSOR_LIMIT,
         gate: Gate | None = None,
         access: AccessLog | None = None,
         tracing: Tracing | None = None,
@@ -62,6 +64,7 @@ class DataPlane:
         self.metrics = metrics
         self.clock = clock or SystemClock()
         self.body_limit = body_limit
+        self.tensor_limit = tensor_limit
         self.gate = gate
         self.access = access
         self.tracing = tracing

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from toprope_shared.errors import RequestError
+from toprope_shared.errors import RequestError, TooLargeError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Origin, Parameter, Provenance
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.batch_queue import Timing
@@ -93,6 +93,11 @@ class Turn:
         request = self._exchange.read(manifest)
         if request.parameters:
             self._obey(request.parameters)
+        for name, array in request.inputs.items():
+            if array.nbytes > self._plane.tensor_limit:
+                raise TooLargeError(
+                    f"input {name!r} has {array.nbytes} bytes, at most {self._plane.tensor_limit} are taken"
+                )
         check_request(manifest, request)
         return request
 
