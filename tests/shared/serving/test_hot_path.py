@@ -36,7 +36,7 @@ V2 = "/v2/models/affine/infer"
 TFS = "/v1/models/affine:predict"
 TORCH = "/predictions/affine"
 ROWS: dict[str, Any] = {"instances": [[1, 2, 3], [4, 5, 6]]}
-_VOLATILE = re.compile(rb"date|server-timing|x-request-id")
+_VOLATILE = re.compile(rb"date|server-timing|x-request-id|(inference-header-)?content-length")
 _MS = re.compile(rb'"cloud_ms":[0-9.]+')
 
 
@@ -72,7 +72,7 @@ class Answer:
         lines = []
         for line in self.lines:
             name = line.partition(b":")[0]
-            lines.append(name if _VOLATILE.fullmatch(name) or name == b"content-length" else line)
+            lines.append(name if _VOLATILE.fullmatch(name) else line)
         body = gzip.decompress(self.body) if self.headers.get("content-encoding") == "gzip" else self.body
         return self.status, lines, _MS.sub(b'"cloud_ms":0', body)
 
