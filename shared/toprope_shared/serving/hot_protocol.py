@@ -6,7 +6,7 @@ the limit, HTTP/1.0, upgrades, and pages of other origins (whose headers a middl
 
 The answers keep the order of a pipeline, write flow control, the keep-alive timer and the graceful end, because a request
 stands where uvicorn keeps its own cycle: `HotCycle` has what uvicorn asks a cycle for. That is private API of uvicorn: its
-version is pinned, `check` tries it out at start, and without it the app answers everything (see decisions/0014).
+version is pinned, `check` tries it out at start, and without it the app answers everything (see docs/decisions/0014-requests-are-taken-before-the-asgi-cycle.md).
 """
 
 from __future__ import annotations
