@@ -30,6 +30,7 @@ from toprope_shared.serving.values import loads
 from toprope_shared.tensors import Tensors
 
 # Each is one of Triton's and is there whole; `sequence`, `parameters`, `trace`, `logging` and shared memory are not.
+# The schedule policy needs a batcher's queue, which a device's router has not: it takes its calls in turn.
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -135,7 +136,10 @@ class OpenInferenceDoor:
         return json_reply({"live": True, "ready": ready}, 200 if ready else 503)
 
     async def _server(self, request: Request, headers: Mapping[str, str]) -> Reply:
-        return json_reply({"name": "toprope", "version": __version__, "extensions": EXTENSIONS})
+        backend = self._plane.backend
+        queued = any(backend.hot(status.manifest.model, None) for status in backend.models())
+        extensions = [name for name in EXTENSIONS if name != "schedule_policy" or queued]
+        return json_reply({"name": "toprope", "version": __version__, "extensions": extensions})
 
     async def _metadata(self, request: Request, headers: Mapping[str, str]) -> Reply:
         model, version = _target(request)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.shared.serving.conftest import Server, colours
+import urllib3
+from tests.fakes.hot_models import HotModels, make_batcher, serving
+from tests.shared.serving.conftest import Server, Shelf, colours
 from tests.shared.serving.test_open_inference import ROW, body_of, infer
 
 from toprope_shared.inference import ModelState
@@ -14,6 +17,8 @@ from toprope_shared.serving import describing
 from toprope_shared.serving.batching import BatchSettings
 from toprope_shared.serving.binary import decode_response
 from toprope_shared.serving.classification import best_classes
+from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.open_inference import EXTENSIONS
 
 
 def test_the_index_lists_what_is_held(server: Server) -> None:
@@ -155,3 +160,16 @@ def test_the_statistics_count_answers_and_refusals(server: Server) -> None:
     assert after["last_inference"] > 1_700_000_000_000
     every = body_of(server.ask("GET", "/v2/models/stats"))["model_stats"]
     assert [one["name"] for one in every] == [held.manifest.model for held in server.shelf.models_]
+
+
+async def test_only_who_has_a_queue_names_the_schedule_policy(server: Server) -> None:
+    assert "schedule_policy" not in body_of(server.ask("GET", "/v2"))["extensions"]
+    held = colours()
+    batcher, _ = make_batcher(held.run, held.manifest, max_rows=8)
+    hot = HotModels(Shelf([held]), {"colours": (held.manifest, batcher)})
+    async with serving(DataPlane(hot)) as (port, _):
+        told = await asyncio.to_thread(urllib3.request, "GET", f"http://127.0.0.1:{port}/v2")
+        config = await asyncio.to_thread(urllib3.request, "GET", f"http://127.0.0.1:{port}/v2/models/colours/config")
+    assert told.json()["extensions"] == list(EXTENSIONS)
+    assert (config.json()["max_batch_size"], "dynamic_batching" in config.json()) == (8, True)
+    batcher.retire()
