@@ -11,6 +11,7 @@ from tests.benchmarks.page import MARK, PAGE, as_markdown, fill
 from tests.benchmarks.push.__main__ import BENCHES as PUSH
 from tests.benchmarks.push.broadcast import predicted
 from tests.benchmarks.results import Goal, Report, Table, keep
+from tests.benchmarks.serving.__main__ import BENCHES as SERVING
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +27,7 @@ def report(*tables: Table, cores: str = "2") -> Report:
     return Report((("cores", cores),), "2026-11-23", 0.0, tables)
 
 
-@pytest.mark.parametrize(("room", "benches"), [("push", PUSH), ("edge", EDGE)])
+@pytest.mark.parametrize(("room", "benches"), [("push", PUSH), ("edge", EDGE), ("serving", SERVING)])
 def test_every_benchmark_has_its_place_on_the_page_and_the_machine_too(room: str, benches: Iterable[str]) -> None:
     places = [(kind, name) for _, kind, name, _ in MARK.findall((ROOT / PAGE).read_text()) if name.startswith(room)]
     assert places == [("machine", room), *(("table", f"{room}/{name}") for name in benches)]

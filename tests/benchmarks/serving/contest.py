@@ -81,14 +81,14 @@ def ready() -> None:
 
 
 async def measure(folder: Path, *, quick: bool = False) -> Table:
-    """Return the table with its goals; after each round what there is is kept in `PARTIAL`."""
+    """Return the table with its goals; after each server's turn what there is is kept in `PARTIAL`."""
     ready()
-    course, found, before = Course(folder), Found(), os.getloadavg()[0]
+    course, found, facts, before = Course(folder), Found(), machine(), os.getloadavg()[0]
     installation = ours.Installation(folder / "ours", course.files)
 
     def partly() -> None:
         made = standings.table(found, titles(), settings())
-        keep(PARTIAL, Report(machine(), today(), before, (made,)))
+        keep(PARTIAL, Report(facts, today(), before, (made,)))
 
     try:
         run(

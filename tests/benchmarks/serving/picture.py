@@ -14,9 +14,9 @@ from toprope_training.svg import BLUE, GREY, INK, draw, style
 NAME = "serving"
 TITLE = "Requests a second and latency of servers over the same models"
 _PANELS = (
-    (models.SMALL, f"req/s at {MOST}", f"small model, JSON, req/s at {MOST}"),
-    (models.SMALL, f"p50 µs at {LEAST}", "small model, JSON, p50 µs at 1"),
-    (models.HEAVY, f"req/s at {MOST}", f"weight-bound model, req/s at {MOST}"),
+    (models.SMALL, f"req/s at {MOST}", f"small, JSON, req/s at {MOST}"),
+    (models.SMALL, f"p50 µs at {LEAST}", "small, JSON, p50 µs at 1"),
+    (models.HEAVY, f"req/s at {MOST}", f"weight-bound, req/s at {MOST}"),
 )
 _WIDTH, _BAR = 11.0, 0.26
 # Room for the figure behind the longest bar, as a factor on a logarithmic axis.

@@ -88,7 +88,11 @@ class Found:
     starts: list[Started] = field(default_factory=list)
     bare: list[Bare] = field(default_factory=list)
     troubles: dict[str, str] = field(default_factory=dict)
-    rounds: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were begun."""
+        return len({one.round for one in self.bare} | {one.round for one in self.starts})
 
 
 class Course:
@@ -180,10 +184,11 @@ def run(
     plan: Callable[[int, str, Form, int], int],
     after: Callable[[], None],
 ) -> None:
-    """Measure all in turns; `after` is called after each round.
+    """Measure all in turns; `after` is called after each server's.
 
     Args:
-        limit_s: seconds after which no further round is begun, nor one that would not end within them.
+        limit_s: seconds after which no further round is begun, nor one that would not end within them; one that takes longer
+            than it should ends there too, but the first, which goes once through all.
         plan: round, model, form and connections to the seconds of a run.
     """
     began, longest = time.monotonic(), 0.0
@@ -192,15 +197,16 @@ def run(
         if start - began + longest > limit_s:
             show(f"no time is left for round {number + 1}")
             return
-        for name in models.NAMES:
-            found.bare.append(bare(course, name, number))
+        found.bare += filter(None, (bare(course, name, number) for name in models.NAMES))
         shift = number % len(contestants)  # nobody always follows the same server
         for one in (*contestants[shift:], *contestants[:shift]):
+            if number and time.monotonic() - began > limit_s:
+                show(f"no time is left for the rest of round {number + 1}")
+                return
             if one.name not in found.troubles:
                 _measured(course, one, number, rounds, plan, found)
-        found.rounds = number + 1
+                after()
         longest = max(longest, time.monotonic() - start)
-        after()
 
 
 def _measured(
@@ -219,11 +225,15 @@ def _measured(
     show(f"round {number + 1} of {rounds}, {one.name}: {said}, {time.monotonic() - start:.0f} s")
 
 
-def bare(course: Course, model: str, number: int) -> Bare:
-    """Call a model in a loop in a process of its own."""
+def bare(course: Course, model: str, number: int) -> Bare | None:
+    """Call a model in a loop in a process of its own; None when it did not end in time."""
     env = Place(Path(sys.prefix), course.folder, 0, course.files).env()
     words = [sys.executable, str(SERVERS / "bare.py"), model, str(BARE_S)]
-    done = subprocess.run(words, env=env, capture_output=True, check=True, timeout=_BARE_TIMEOUT_S)
+    try:
+        done = subprocess.run(words, env=env, capture_output=True, check=True, timeout=_BARE_TIMEOUT_S)
+    except subprocess.SubprocessError as error:
+        show(f"onnxruntime in a loop, {model}: {error}")
+        return None
     said: Mapping[str, float] = json.loads(done.stdout)
     return Bare(number, model, **said)
 
