@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from toprope_shared.engines import Session
-from toprope_shared.errors import EngineError
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.batch_queue import Ticket, Timing
 from toprope_shared.tensors import Array, Tensors
@@ -139,7 +138,7 @@ class Joiner:
             )
 
 
-class _NotApartError(EngineError):
+class _NotApartError(ValueError):
     """The outputs of a batch do not have one row for each of its rows."""
 
 
