@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import jwt
 import numpy as np
 import urllib3
 from msgspec.structs import replace
@@ -25,8 +26,10 @@ from tests.fuzz.table import MIB, Target, nested
 from tests.shared.serving.conftest import Held, Shelf, echo, make_manifest
 
 from toprope_cloud.blobs_api import _may_read
+from toprope_cloud.credentials import OperatorProof
 from toprope_cloud.job_process import _told
 from toprope_cloud.jobs_api import _parsed
+from toprope_cloud.tokens import TokenProof
 from toprope_edge.cloud_wire import CloudError, Reply, read_answer
 from toprope_edge.local_client import to_error
 from toprope_shared.commands.client import Client
@@ -34,6 +37,7 @@ from toprope_shared.commands.predict import described_by
 from toprope_shared.errors import (
     InputError,
     LinkError,
+    NotAdmittedError,
     RequestError,
     TooLargeError,
     TopropeError,
@@ -47,6 +51,7 @@ from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request,
 from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.forms import read_field
+from toprope_shared.serving.gate import Gate
 from toprope_shared.serving.raw import from_raw
 from toprope_shared.serving.replies import Reply as Local
 from toprope_shared.serving.tfexamples import read_examples
@@ -59,6 +64,7 @@ from toprope_training.cloud_trust import parse_targets
 from toprope_training.remote import RemoteApi, _fetch
 
 BODY_LIMIT = 200_000
+_SECRET = "a secret of at least thirty-two bytes"
 HUGE = b"1" + b"0" * 400
 X, Y = TensorSpec("x", "FP32", (-1, 3)), TensorSpec("text", "BYTES", (-1,))
 JSON_REQUEST = (
@@ -333,8 +339,28 @@ def _cloud() -> list[Target]:
     return [
         Target("cloud.job", lambda data: _parsed(data).check(uploads=True), refused, (job,), (b'{"x":' + nested(100_000),)),
         Target("cloud.credentials", _credentials, (), (good, b"Bearer operator"), ("Basic \xe9".encode("latin-1"),)),
+        Target(
+            "cloud.gate",
+            lambda data: _gate().admit({"authorization": data.decode("latin-1")}),
+            (NotAdmittedError,),
+            (good, b"Bearer operator", b"Bearer " + _token()),
+            (b"Bearer " + base64.urlsafe_b64encode(b'{"alg":' + nested(50_000)).rstrip(b"=") + b".e30.e30",),
+        ),
         Target("cloud.trainer_said", _told, (), (told,), (b'{"x":' + nested(100_000),)),
     ]
+
+
+def _token() -> bytes:
+    return jwt.encode({"sub": "a", "aud": "cloud", "exp": 4_000_000_000, "models": ["m"]}, _SECRET, "HS256").encode()
+
+
+@cache
+def _gate() -> Gate:
+    """Return a gate that knows the operator and tokens."""
+    file = house().path / "jwt"
+    file.write_text(_SECRET)
+    proof = TokenProof(file, "HS256", "cloud")
+    return Gate([OperatorProof("operator"), proof])
 
 
 def _credentials(data: bytes) -> bool:
