@@ -26,7 +26,8 @@ from toprope_shared.serving.batching import Batcher, Pace
 
 log = logging.getLogger(__name__)
 
-# A try-out that nobody waits for stands back for calls, so that an update is hardly felt. Its processor time has its own limit.
+# A try-out that nobody waits for stands back for what answers already, so that an update is hardly felt; its processor time has
+# its own limit.
 NICE = 5
 TRY_OUT_S = 4 * probe.WALL_S
 # The children of a try-out keep their own time; this is for all of a release's choices, one after the other.
@@ -116,13 +117,16 @@ class Loader:
     async def _try_out(self, shelf: Shelf, served: Served) -> Tried:
         threads = settings_of(self._tables, shelf.model).threads
         async with self._turns.turn(lambda: served.demanded):
-            nice = 0 if served.demanded else NICE
+            nice = NICE if self._answers() and not served.demanded else 0
             return await beside(
                 lambda: try_out(served.manifest, served.choices, self._blobs, threads, wall_s=self._wall_s, nice=nice),
                 f"the try-out of {served.title}",
                 lambda _: None,
                 patience_s=CHOICES * self._wall_s,
             )
+
+    def _answers(self) -> bool:
+        return any(one.hot is not None for shelf in self._shelves.values() for one in shelf.releases)
 
     async def _warm_up(self, shelf: Shelf, served: Served, tried: Tried) -> None:
         opened = await beside(
