@@ -96,9 +96,9 @@ class Crew:
         async def one(worker: Handle) -> None:
             try:
                 await worker.ask(words.Refresh, ORDER_S)
-            except UnavailableError:
-                return  # it ended meanwhile, and the next one reads everything
             except TopropeError as error:
+                if not worker.follows:
+                    return  # it ended meanwhile, and the next one reads everything
                 log.error("worker %d did not take in a change and is replaced: %s", worker.number, error)
                 await worker.kill()
 

@@ -17,7 +17,7 @@ import msgspec
 
 from toprope_cloud.workers import words
 from toprope_cloud.workers.channel import Channel, pair
-from toprope_shared.errors import DeadlineError, TopropeError, UnavailableError
+from toprope_shared.errors import DeadlineError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,6 @@ REAP_S = 10.0
 STARTING, READY, DRAINING, ENDED = "starting", "ready", "draining", "ended"
 
 Heard = Callable[["Handle", words.FromWorker, socket.socket | None], None]
-
-
-class WorkerError(TopropeError):
-    """A worker answered an order with an error of its own."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Handle:
@@ -136,9 +128,8 @@ class Handle:
             seconds: how long to wait.
 
         Raises:
-            WorkerError: it could not be carried out.
+            UnavailableError: it could not be carried out, or the worker has ended meanwhile.
             DeadlineError: it was not in time.
-            UnavailableError: the worker has ended meanwhile.
         """
         number = next(self._ids)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
@@ -215,7 +206,7 @@ class Handle:
             case words.Load():
                 self._load = word
             case words.Done():
-                self._answer(word.id, WorkerError(word.error, word.code) if word.code else None)
+                self._answer(word.id, UnavailableError(word.error) if word.error else None)
             case words.Counts():
                 self._heard(self, word, None)
                 self._answer(word.id, None)
@@ -223,7 +214,7 @@ class Handle:
                 self._returned += 1
                 self._heard(self, word, connection)
 
-    def _answer(self, number: int, error: WorkerError | None) -> None:
+    def _answer(self, number: int, error: UnavailableError | None) -> None:
         answer = self._asked.get(number)
         if answer is None or answer.done():
             return

@@ -159,9 +159,9 @@ class Worker:
         try:
             await work
         except TopropeError as error:
-            self._channel.send(words.Done(number, error.code, str(error)))
+            self._channel.send(words.Done(number, str(error) or error.code))
         except Exception as error:
-            self._channel.send(words.Done(number, "internal", f"{type(error).__name__}: {error}"))
+            self._channel.send(words.Done(number, f"{type(error).__name__}: {error}"))
             raise
         else:
             self._channel.send(words.Done(number))

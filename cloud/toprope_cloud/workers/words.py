@@ -94,10 +94,9 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """An order was carried out; or it was not, with the code and the sentence of the error."""
+    """An order was carried out; or it was not, with the sentence that says why."""
 
     id: int
-    code: str = ""
     error: str = ""
 
 
