@@ -39,12 +39,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made.world.close()
 
 
+@pytest.fixture(scope="session")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Start a cloud service of two processes."""
+    made = Site(tmp_path_factory.mktemp("crowd"), workers=2, device=False)
+    yield made
+    made.world.close()
+
+
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest) -> Iterator[str]:
     """Return host:port of the place that the test names, one of `DOORS` or `SERVICES`; for indirect parameters."""
     if request.param in DOORS:
         with doors(hot=request.param == "hot doors") as alone:
             yield alone
+    elif request.param == "workers":
+        crowd: Site = request.getfixturevalue("crowd")
+        yield crowd.place("cloud")
     else:
         site: Site = request.getfixturevalue("site")
         yield site.place(request.param)

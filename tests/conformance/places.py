@@ -1,6 +1,7 @@
-"""The places that foreign clients are sent to: a whole cloud service, a whole agent, and the doors alone in a thread.
+"""The places that foreign clients are sent to: whole cloud services, a whole agent, and the doors alone in a thread.
 
-The doors alone have models that must be asked for (`doors`), or models that are at hand (`hot doors`).
+`cloud` answers in one process, `workers` is another cloud that answers in two behind one port. The doors alone have models
+that must be asked for (`doors`), or models that are at hand (`hot doors`).
 
 The same models everywhere: `affine`, y = 2 x + 1 on three columns called red, green and blue, with an older version beside it
 that answers y = 3 x + 1, and `kinds`, which gives every datatype back as it came. The doors alone have `strings` too, as text
@@ -30,7 +31,7 @@ from toprope_shared.engines import find_engine
 from toprope_shared.manifest import Golden, Manifest
 from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec
 
-DOORS, SERVICES = ("doors", "hot doors"), ("cloud", "edge")
+DOORS, SERVICES = ("doors", "hot doors"), ("cloud", "edge", "workers")
 AFFINE, KINDS = "affine", "kinds"
 VERSION, COUNTER, FACTOR = "1.2.0", 7, 2.0
 OLDER = ("1.1.0", 6, 3.0)
@@ -123,14 +124,18 @@ def release(blobs: Blobs, model: str, version: str, counter: int, factor: float)
 
 
 class Site:
-    """A broker, a cloud service and an agent as processes, with the models published and in use.
+    """A broker, a cloud service and perhaps an agent as processes, with the models published and in use.
 
     Args:
         home: a folder of its own.
+        workers: processes that answer behind the cloud's port.
+        device: there is an agent.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, workers: int = 1, device: bool = True) -> None:
         self.world = World(home)
+        self._ends = {"cloud": "cloud"} | ({"edge": "dev-1"} if device else {})
+        (home / "toprope.toml").write_text(f"[cloud]\nworkers = {workers}\n")
         try:
             self._begin(home)
         except BaseException:
@@ -141,7 +146,8 @@ class Site:
         world = self.world
         world.broker()
         world.cloud()
-        world.device("dev-1")
+        if "edge" in self._ends:
+            world.device("dev-1")
         for model, version, counter, factor in RELEASES:
             folder, blobs = home / "bundles" / f"{model}-{version}", Blobs(home / "made" / model)
             folder.mkdir(parents=True)
@@ -151,12 +157,13 @@ class Site:
             self._settle(model)
 
     def _settle(self, model: str) -> None:
-        self.world.until(lambda: self.world.running("dev-1", model) == (VERSION, "COMMITTED"), f"dev-1 to run {model}")
-        self.world.until(lambda: all(self.ready(name, model) for name in SERVICES), f"both ends to be ready for {model}")
+        if "edge" in self._ends:
+            self.world.until(lambda: self.world.running("dev-1", model) == (VERSION, "COMMITTED"), f"dev-1 to run {model}")
+        self.world.until(lambda: all(self.ready(name, model) for name in self._ends), f"both ends to be ready for {model}")
 
     def place(self, name: str) -> str:
         """Return host:port of `cloud` or `edge`."""
-        return f"127.0.0.1:{self.world.ports['dev-1' if name == 'edge' else name]}"
+        return f"127.0.0.1:{self.world.ports[self._ends[name]]}"
 
     def ready(self, name: str, model: str) -> bool:
         """Say whether a model is ready at a place."""
