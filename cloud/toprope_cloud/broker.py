@@ -66,11 +66,11 @@ class BrokerFiles:
         return users[CLOUD_USER]
 
     def stamp(self) -> object:
-        """Return a value that changes when somebody was enrolled."""
+        """Return a value that changes when somebody was enrolled or expelled."""
         return file_stamp(self._users_file)
 
     def knows(self, device: str, password: str) -> bool:
-        """Say whether an enrolled device has this password; a revoked one has none."""
+        """Say whether an enrolled device has this password; one that was expelled has none."""
         if (stamp := self.stamp()) != self._read_at:
             self._read_at, self._read = stamp, self._users()
         found = self._read.get(device)
@@ -104,6 +104,21 @@ class BrokerFiles:
         self._save(users)
         self._reload()
         return folder
+
+    def expel(self, device: str) -> None:
+        """Take a device's credentials away; a running broker and the cloud let it in no more.
+
+        nats-server cuts its connection too; mosquitto keeps one that stands until it ends.
+
+        Raises:
+            InputError: no device of this name is enrolled.
+        """
+        users = self._users()
+        if device == CLOUD_USER or device not in users:
+            raise InputError(f"no device {device!r} is enrolled here; toprope devices lists those that have reported")
+        del users[device]
+        self._save(users)
+        self._reload()
 
     def write_config(self, host: str, port: int, kind: str = NATS) -> Path:
         """Write the broker's configuration for this address and return where it stands."""

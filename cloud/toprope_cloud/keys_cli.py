@@ -1,4 +1,4 @@
-"""The subcommands `toprope keys`: make, show, rotate, renew, sign, submit, enroll. Heavy imports stand inside the commands."""
+"""The subcommands `toprope keys`: make, show, rotate, renew, sign, submit, enroll, expel. Heavy imports are inside them."""
 
 from __future__ import annotations
 
@@ -197,6 +197,17 @@ def keys_enroll(device: str = typer.Argument(help="The device's name.")) -> None
 
     folder = BrokerFiles(Layout(home().absolute())).enroll(device)
     typer.echo(f"Carry {folder} to the device, and keep its credentials.json private.")
+
+
+@keys_app.command("expel")
+def keys_expel(device: str = typer.Argument(help="The device's name.")) -> None:
+    """Take a device's credentials away; it may be enrolled again."""
+    from toprope_cloud.broker import BrokerFiles
+    from toprope_cloud.layout import Layout
+    from toprope_shared.settings import home
+
+    BrokerFiles(Layout(home().absolute())).expel(device)
+    typer.echo(f"{device} is expelled: broker and cloud let it in no more. It keeps the models that it holds.")
 
 
 def _repository(keys: list[Path]) -> MetadataRepository:

@@ -165,6 +165,27 @@ async def round_trip(cloud: Link, link: Link) -> None:
             await asyncio.wait([answer], timeout=0.05)
 
 
+async def test_a_device_that_is_expelled_comes_in_no_more_until_it_is_enrolled_again(running: Running) -> None:
+    lost, other = running.enroll("dev-1"), running.enroll("dev-2")
+    async with running.link(lost) as link, asyncio.timeout(PATIENCE_S):
+        running.files.expel("dev-1")
+        while running.kind == NATS and link.connected:  # noqa: ASYNC110 - the end of a connection has no event here
+            await asyncio.sleep(0.02)
+    async with running.link(other):
+        pass
+    with pytest.raises((LinkError, TimeoutError)):
+        async with running.link(lost, lost.password):
+            pytest.fail("the broker let an expelled device in")
+    assert not running.files.knows("dev-1", lost.password)
+    again = running.enroll("dev-1")
+    assert again.password != lost.password
+    async with running.link(again):
+        pass
+    for name in ("dev-9", CLOUD_USER):
+        with pytest.raises(InputError, match="enrolled"):
+            running.files.expel(name)
+
+
 async def test_a_device_that_is_enrolled_while_the_broker_runs_may_come_and_a_stranger_may_not(running: Running) -> None:
     first = running.enroll("dev-1")
     async with running.link(first) as link:

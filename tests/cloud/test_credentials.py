@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fakes.clocks import ManualClock
 from typer.testing import CliRunner
 
 from toprope_cloud import ceremony
@@ -84,6 +85,20 @@ def test_a_device_that_is_enrolled_later_is_admitted_at_once(layout: Layout) -> 
     with pytest.raises(NotAdmittedError):
         asked.admit({"authorization": "Basic " + base64.b64encode(b"late:x").decode()})
     assert asked.admit(credentials(layout, "late")) == "device:late"
+
+
+def test_a_device_that_is_expelled_is_refused_a_second_later(layout: Layout) -> None:
+    clock = ManualClock()
+    asked = make_gate(CloudSettings(auth="on"), layout, Keyring(layout.keys).token(), clock=clock)
+    assert asked
+    lost, kept = credentials(layout, "lost"), credentials(layout, "kept")
+    clock.advance(1)
+    assert asked.admit(lost) == "device:lost"
+    BrokerFiles(layout).expel("lost")
+    clock.advance(1)
+    with pytest.raises(NotAdmittedError):
+        asked.admit(lost)
+    assert asked.admit(kept) == "device:kept"
 
 
 def test_a_key_is_shown_once_listed_without_itself_and_removed(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
