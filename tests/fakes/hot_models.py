@@ -14,10 +14,11 @@ from starlette.types import ASGIApp
 from toprope_shared.errors import EngineError
 from toprope_shared.inference import Origin, Provenance
 from toprope_shared.manifest import Manifest
-from toprope_shared.serving.app import build_app, listen, serve
+from toprope_shared.serving.app import USUAL, build_app, listen, serve
 from toprope_shared.serving.backend import Backend, Hot, Passing
 from toprope_shared.serving.batching import Batcher, BatchSettings
 from toprope_shared.serving.dataplane import DataPlane
+from toprope_shared.serving.patience import Patience
 from toprope_shared.tensors import Array, Tensors
 
 POISON = 666.0
@@ -85,13 +86,15 @@ def make_batcher(
 
 @asynccontextmanager
 async def serving(
-    plane: DataPlane, *, hot: bool = True, grace_s: float = 1, app: ASGIApp | None = None
+    plane: DataPlane, *, hot: bool = True, grace_s: float = 1, app: ASGIApp | None = None, patience: Patience = USUAL
 ) -> AsyncIterator[tuple[int, asyncio.Task[None]]]:
     """Serve a plane on a free port, on the hot road or on the app's alone; give the port and the server's task."""
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
     ready = asyncio.Event()
-    served = serve(app or build_app(plane), sock, ready=ready.set, grace_s=grace_s, plane=plane if hot else None)
+    served = serve(
+        app or build_app(plane), sock, ready=ready.set, grace_s=grace_s, plane=plane if hot else None, patience=patience
+    )
     task = asyncio.create_task(served)
     async with asyncio.timeout(10):
         await ready.wait()

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from toprope_shared.errors import DeadlineError
 from toprope_shared.tensors import Tensors
@@ -23,8 +23,7 @@ LAST_PRIORITY = 9
 TOO_LATE = "the request's time ran out before there was an answer"
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """What a call took: seconds in the queue, seconds in the engine, and the rows of the batch that it ran in."""
 
     queue_s: float

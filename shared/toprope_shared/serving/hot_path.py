@@ -175,6 +175,5 @@ class HotCall:
         visit, self._visit = self._visit, None
         if visit is None:
             return
-        reply = Reply(reply.status, reply.body, {**reply.headers, **visit.extra})
         visit.end(reply.status, self._received, len(reply.body))
-        self._answer(reply)
+        self._answer(Reply(reply.status, reply.body, {**reply.headers, **visit.extra}))

@@ -4,9 +4,10 @@ uvicorn's protocol, as `PatientHttp` has it, asks `HotPath` about each request's
 else goes on to the app: other paths and methods, queries and escapes, `Expect: 100-continue`, chunked bodies, bodies over
 the limit, HTTP/1.0, upgrades, and pages of other origins (whose headers a middleware adds).
 
-The answers keep the order of a pipeline, write flow control, the keep-alive timer and the graceful end, because a request
+The answers keep the order of a pipeline, write flow control, the keep-alive deadline and the graceful end, because a request
 stands where uvicorn keeps its own cycle: `HotCycle` has what uvicorn asks a cycle for. That is private API of uvicorn: its
-version is pinned, `check` tries it out at start, and without it the app answers everything (see docs/decisions/0014-requests-are-taken-before-the-asgi-cycle.md).
+version is pinned, `hot_check` tries it out at start, and without it the app answers everything
+(docs/decisions/0014-requests-are-taken-before-the-asgi-cycle.md).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 # Joining a larger body to its head would copy it once more than sending both.
 JOINED_BYTES = 64 * 1024
 MAX_LINES = 4096
-_DECLINED = ("expect", "transfer-encoding", "upgrade", "origin")
+_DECLINED = frozenset({"expect", "transfer-encoding", "upgrade", "origin"})
 # Each value of these is new, so keeping their lines would only fill the memory.
 _EACH_NEW = frozenset({"Server-Timing", "X-Request-Id", "traceparent"})
 _BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -86,6 +87,7 @@ class HotHttp(PatientHttp):
         super().__init__(*args, **words)
         self._running: HotCycle | None = None
         self._held = False
+        self._rested = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop what runs for a caller who is gone; uvicorn itself tells only the newest request."""
@@ -168,14 +170,23 @@ class HotHttp(PatientHttp):
             self._held = True
             self.flow.pause_reading()
             return
-        if not self.pipeline or self.transport.is_closing():
-            super().on_response_complete()
-            return
         self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if not self.pipeline:
+            self.flow.resume_reading()
+            self._rested = self.loop.time()
+            return
         cycle, app = self.pipeline.pop()
         if not self.pipeline:
             self.flow.resume_reading()
         self._start_asgi_task(cycle, app)
+
+    def look(self, now: float, passed_s: float) -> None:
+        """Cut the client when its time is over, also that of resting, for which uvicorn would set a timer at each answer."""
+        super().look(now, passed_s)
+        if now - self._rested > self.timeout_keep_alive and not self._silent and self.rests():
+            self.transport.close()
 
     def resume_writing(self) -> None:
         """Go on after a client has read."""
@@ -195,7 +206,10 @@ class HotHttp(PatientHttp):
         length = headers.get("content-length", "")
         if len(length) > 19 or not length.isdecimal() or int(length) > self.hot.body_limit:
             return None
-        if any(name in headers for name in _DECLINED) or self._head_bytes() > self.patience.head_bytes:
+        if not _DECLINED.isdisjoint(headers):
+            return None
+        most = self.patience.head_bytes  # a short piece can't hold a long head
+        if self._bytes + self._piece > most and self._head_bytes() > most:
             return None
         return headers
 
@@ -221,9 +235,11 @@ class HotHttp(PatientHttp):
         parts = [STATUS_LINE[reply.status]]
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
-        parts += [_lines.get(item) or _line(item) for item in reply.headers.items()]
-        parts.append(b"content-length: %d\r\n\r\n" if keep_alive else b"content-length: %d\r\nconnection: close\r\n\r\n")
-        return b"".join(parts[:-1]) + parts[-1] % len(reply.body)
+        for item in reply.headers.items():
+            parts.append(_lines.get(item) or _line(item))
+        parts.append(b"content-length: %d\r\n" % len(reply.body))
+        parts.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+        return b"".join(parts)
 
 
 def _line(item: tuple[str, str]) -> bytes:

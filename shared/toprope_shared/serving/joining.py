@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ MEASURE_S = 0.5
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One call's end: outputs or an error."""
 
     ticket: Ticket

@@ -14,17 +14,22 @@ _E = TypeVar("_E", bound=StrEnum)
 
 def to_parameters(provenance: Provenance) -> dict[str, Parameter]:
     """Return the provenance as flat parameters; what is not known is left out."""
-    values: dict[str, Parameter | None] = {
-        "origin": str(provenance.origin),
-        "artifact": provenance.artifact or None,
-        "runtime": provenance.runtime or None,
-        "fallback_reason": _text(provenance.fallback_reason),
-        "degraded_reason": _text(provenance.degraded_reason),
-        "edge_ms": _rounded(provenance.edge_ms),
-        "cloud_ms": _rounded(provenance.cloud_ms),
-        "confidence": _rounded(provenance.confidence, 6),
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    values: dict[str, Parameter] = {"origin": provenance.origin.value}
+    if provenance.artifact:
+        values["artifact"] = provenance.artifact
+    if provenance.runtime:
+        values["runtime"] = provenance.runtime
+    if provenance.fallback_reason is not None:
+        values["fallback_reason"] = str(provenance.fallback_reason)
+    if provenance.degraded_reason is not None:
+        values["degraded_reason"] = str(provenance.degraded_reason)
+    if provenance.edge_ms is not None:
+        values["edge_ms"] = round(provenance.edge_ms, 3)
+    if provenance.cloud_ms is not None:
+        values["cloud_ms"] = round(provenance.cloud_ms, 3)
+    if provenance.confidence is not None:
+        values["confidence"] = round(provenance.confidence, 6)
+    return values
 
 
 def from_parameters(parameters: Mapping[str, Parameter]) -> Provenance:
@@ -75,10 +80,6 @@ def _lasting(model: str, version: str, origin: Origin, artifact: str, runtime: s
         "Inference-Runtime": runtime,
     }
     return {name: value for name, value in values.items() if value}
-
-
-def _text(reason: StrEnum | None) -> str | None:
-    return None if reason is None else str(reason)
 
 
 def _rounded(value: float | None, digits: int = 3) -> float | None:

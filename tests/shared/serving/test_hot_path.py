@@ -28,7 +28,7 @@ from toprope_shared.serving.hot_check import protocol_for
 from toprope_shared.serving.hot_path import MAX_TARGETS
 from toprope_shared.serving.hot_protocol import HotHttp
 from toprope_shared.serving.metrics import Metrics
-from toprope_shared.serving.patience import PatientHttp
+from toprope_shared.serving.patience import Patience, PatientHttp
 from toprope_shared.tensors import Tensors
 
 PATIENCE_S = 10.0
@@ -384,6 +384,13 @@ async def test_expecting_clients_are_told_to_go_on(hot: HotModels) -> None:
         async with asyncio.timeout(PATIENCE_S):
             assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         assert (await client.ask(body)).status == 200
+
+
+async def test_a_connection_that_rests_too_long_is_closed(hot: HotModels) -> None:
+    async with serving(DataPlane(hot), patience=Patience(idle_s=0)) as (port, _), connected(port) as client:
+        assert (await client.ask(request(V2, v2_body()))).status == 200
+        async with asyncio.timeout(PATIENCE_S):
+            assert await client.reader.read() == b""
 
 
 async def test_who_does_not_read_his_answers_is_not_given_more(hot: HotModels) -> None:
