@@ -172,7 +172,7 @@ def encode_numbers(array: Array) -> bytes:
         whole if whole.flags.c_contiguous else np.ascontiguousarray(whole), option=orjson.OPT_SERIALIZE_NUMPY
     )
     if b"null" in text:  # what orjson makes of NaN and the infinities, and of nothing else in such an array
-        text = _nest(_tokens(whole), whole.shape)
+        text = nest(_tokens(whole), whole.shape)
     return text if array.ndim else text[1:-1]
 
 
@@ -186,8 +186,8 @@ def _tokens(array: Array) -> list[bytes]:
     return tokens
 
 
-def _nest(tokens: list[bytes], shape: tuple[int, ...]) -> bytes:
-    """Join tokens into nested lists; `shape` has no zero, since an array without elements is finite."""
+def nest(tokens: list[bytes], shape: tuple[int, ...]) -> bytes:
+    """Join the tokens of an array's elements, row-major, into nested lists; `shape` has no zero."""
     for size in reversed(shape):
         tokens = [b"[" + b",".join(tokens[at : at + size]) + b"]" for at in range(0, len(tokens), size)]
     return tokens[0]
