@@ -6,8 +6,6 @@ Nothing else should run beside it. It wants wrk (apt-get install wrk); at its fi
 below .cache/peers/serving, which takes some minutes once.
 """
 
-import signal
-
 from tests.benchmarks import runs
 from tests.benchmarks.serving import beside, contest, update
 
@@ -18,5 +16,4 @@ BENCHES: dict[str, runs.Bench] = {
 }
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended on the way out
     runs.main("serving", BENCHES, __doc__)

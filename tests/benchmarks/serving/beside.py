@@ -14,7 +14,7 @@ from tests.benchmarks.serving.rounds import Contestant, Course
 from tests.benchmarks.serving.wire import Ask, Form
 
 ROUNDS = 2
-AMONG = (ours.NAME, "triton", "fastapi")
+AMONG = (ours.NAME, "triton")
 LOADING = 8
 ALONE_S, BESIDE_S = 1, 2
 GOAL_US = 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from functools import partial
 from importlib import metadata
@@ -16,22 +17,23 @@ from tests.benchmarks.serving.standings import BARE, HELLO
 from tests.benchmarks.serving.wire import Form
 
 ROUNDS = 3
-LIMIT_S = 500.0
+LIMIT_S = 500.0  # so that all of serving ends within ten minutes
 PARTIAL = Path(".build/bench/serving-partial.json")
 _LONG_S = 2
 
 
 def seconds(number: int, model: str, form: Form, connections: int, *, quick: bool) -> int:
-    """Return how long a run lasts, 0 for none; what no goal speaks of is left out of every other round.
+    """Return how long a run lasts, 0 for none.
 
-    A picture in JSON is asked for by one connection alone: its 1 MB of text is what would be measured.
+    What no goal speaks of is asked in every other round, and after the first with the most and the fewest connections. An image
+    in JSON is asked for by one connection alone: its 1 MB of text is what would be measured.
     """
     if quick:
         return int(model in (models.SMALL, models.HEAVY) and connections == standings.MOST)
-    if model in (models.CONV, models.IMAGE) and number % 2:
-        return 0
-    if model == models.IMAGE and not form.binary:
-        return int(connections == standings.LEAST)
+    if model in (models.CONV, models.IMAGE):
+        if number % 2 or (number and connections not in (standings.LEAST, standings.MOST)):
+            return 0
+        return int(model == models.CONV or form.binary or connections == standings.LEAST)
     return _LONG_S if model == models.HEAVY and connections == standings.MOST else 1
 
 
@@ -72,7 +74,9 @@ def install() -> None:
 
 
 def ready() -> None:
-    """Make the environments, or say that nothing can be measured here."""
+    """Make the environments, or say that nothing can be measured here; from here on SIGINT and SIGTERM end what was started."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # at once: asyncio's own would wait for the next await
     try:
         load.found()
     except load.LoadError as error:

@@ -183,7 +183,7 @@ WAYS: Mapping[str, Way] = {
     "kserve": Way(
         script("kserve_server.py"),
         {Form.TENSORFLOW: TENSORFLOW_PATH, **_OPEN},
-        {Form.OPEN_BINARY: _IN_BYTES, Form.TENSORFLOW: (models.SMALL,)},
+        {Form.OPEN_BINARY: (models.IMAGE,), Form.TENSORFLOW: (models.SMALL,)},
     ),
     "bentoml": Way(bentoml, {Form.OWN: "/{}"}, {}),
     "litserve": Way(script("litserve_server.py"), {Form.OWN: "/{}"}, {}),

@@ -187,26 +187,20 @@ def run(
     """Measure all in turns; `after` is called after each server's.
 
     Args:
-        limit_s: seconds after which no further round is begun, nor one that would not end within them; one that takes longer
-            than it should ends there too, but the first, which goes once through all.
+        limit_s: seconds after which nobody begins a turn; the first round goes through all whatever it takes.
         plan: round, model, form and connections to the seconds of a run.
     """
-    began, longest = time.monotonic(), 0.0
+    began = time.monotonic()
     for number in range(rounds):
-        start = time.monotonic()
-        if start - began + longest > limit_s:
-            show(f"no time is left for round {number + 1}")
-            return
         found.bare += filter(None, (bare(course, name, number) for name in models.NAMES))
         shift = number % len(contestants)  # nobody always follows the same server
         for one in (*contestants[shift:], *contestants[:shift]):
             if number and time.monotonic() - began > limit_s:
-                show(f"no time is left for the rest of round {number + 1}")
+                show(f"no time is left for the rest of round {number + 1} of {rounds}")
                 return
             if one.name not in found.troubles:
                 _measured(course, one, number, rounds, plan, found)
                 after()
-        longest = max(longest, time.monotonic() - start)
 
 
 def _measured(

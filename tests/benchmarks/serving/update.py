@@ -20,7 +20,7 @@ from tests.benchmarks.serving.processes import FailedError, Server
 from tests.benchmarks.serving.rounds import Course
 from tests.benchmarks.serving.wire import Ask, Form
 
-ROUNDS = 3
+ROUNDS = 2
 CONNECTIONS = (1, 16)
 BLOCK_S = 3
 GOAL = 1.2
