@@ -2,7 +2,8 @@
 
 What is not exactly of that form, or is wrong in any way, gives None: the thorough readers of `binary` and `tfjson` then look at
 it, so that every refusal and every rarer form has one place. A number list of 64 values costs a third of the thorough way here,
-because its types are checked while it is parsed.
+because its types are checked while it is parsed. An unknown field gives None too: msgspec passes over one without a look at its
+UTF-8.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _CODES = {"FP32": "f", "FP64": "d"}
 _SMALL = 4096
 
 
-class _Tensor(msgspec.Struct, gc=False):
+class _Tensor(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     name: Name
     shape: list[int]
     datatype: Literal["FP32", "FP64"]
@@ -32,14 +33,14 @@ class _Tensor(msgspec.Struct, gc=False):
     parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Infer(msgspec.Struct, gc=False):
+class _Infer(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     inputs: list[_Tensor]
     id: str = ""
     parameters: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     outputs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Predict(msgspec.Struct, gc=False):
+class _Predict(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     instances: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
     inputs: list[list[float]] | msgspec.UnsetType = msgspec.UNSET
     signature_name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
