@@ -32,6 +32,7 @@ NICE = 5
 TRY_OUT_S = 4 * probe.WALL_S
 # The children of a try-out keep their own time; this is for all of a release's choices, one after the other.
 CHOICES = 10
+OPENINGS = 4
 NAMES = {
     IntegrityError.code: "DATA_LOSS",
     OverBudgetError.code: "RESOURCE_EXHAUSTED",
@@ -64,6 +65,7 @@ class Loader:
         self._limit = limit
         self._wall_s = wall_s
         self._turns = Turns()
+        self._openings = Turns(1 if limit else OPENINGS)  # one, so that a rise of memory belongs to what was opened
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, shelf: Shelf) -> None:
@@ -129,12 +131,14 @@ class Loader:
         return any(one.hot is not None for shelf in self._shelves.values() for one in shelf.releases)
 
     async def _warm_up(self, shelf: Shelf, served: Served, tried: Tried) -> None:
-        opened = await beside(
-            lambda: open_session(served.manifest, tried, self._blobs),
-            f"the opening of {served.title}",
-            lambda late: late.session.close(),
-        )
-        session = Watched(opened.session, served.closed, give_back=self._limit > 0)
+        measure = self._limit > 0
+        async with self._openings.turn(lambda: served.demanded):
+            opened = await beside(
+                lambda: open_session(served.manifest, tried, self._blobs, measure=measure),
+                f"the opening of {served.title}",
+                lambda late: late.session.close(),
+            )
+        session = Watched(opened.session, served.closed, give_back=measure)
         if not _still(served):
             served.discard(session)
             return

@@ -19,7 +19,7 @@ from typing import TypeVar
 from toprope_cloud.served import Choice, Tried
 from toprope_shared import probe
 from toprope_shared.blobs import Blobs
-from toprope_shared.engines import Session
+from toprope_shared.engines import Session, import_now
 from toprope_shared.errors import DeviceError, LoadError
 from toprope_shared.golden import GoldenSet
 from toprope_shared.manifest import Manifest
@@ -125,24 +125,30 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
-        takes = max(variant.needs.memory_bytes, least)  # elsewhere, so it can't be measured here
-        return Tried(choice, threads, 1, takes, takes)
+        return Tried(choice, threads, 1, max(variant.needs.memory_bytes, least))
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
     request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads)
     result = probe.probe(request, wall_s=wall_s, nice=nice)
     instances = 1 if variant.needs.stateful or result.latency_us < SHORT_US else cores()
-    return Tried(choice, threads, instances, least, max(result.memory_bytes, least) * instances)
+    return Tried(choice, threads, instances, least)
 
 
-def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
+def open_session(manifest: Manifest, tried: Tried, blobs: Blobs, *, measure: bool = False) -> Opened:
     """Open what has passed the try-out, warm it with the golden inputs and time it. Blocks.
+
+    Args:
+        manifest: the release's.
+        tried: what has passed.
+        blobs: where the files are.
+        measure: whether to see what memory it takes, which holds others up for some milliseconds.
 
     Raises:
         DeviceError: the file was altered, does not open, fails, or gives other outputs than the golden ones.
     """
     variant = tried.choice.variant
-    before = resident_bytes()
+    import_now(tried.choice.engine)
+    before = _settled_bytes() if measure else 0
     data = blobs.read(variant.artifact.sha256)
     opened = partial(tried.choice.engine.open, threads=tried.threads, instances=tried.instances)
     session = opened(data, manifest.inputs, manifest.outputs)
@@ -158,9 +164,15 @@ def open_session(manifest: Manifest, tried: Tried, blobs: Blobs) -> Opened:
     if variant.needs.stateful:
         session.close()  # its state has begun with the golden rows
         session = opened(data, manifest.inputs, manifest.outputs)
-    # Too low where freed memory is used again, and too high where another session was opened meanwhile.
-    grown = max(resident_bytes() - before, variant.artifact.length)
-    return Opened(session, pace, max(tried.memory_bytes, min(grown, tried.most_bytes)))
+    del data
+    grown = _settled_bytes() - before if measure else 0
+    return Opened(session, pace, max(tried.memory_bytes, grown))
+
+
+def _settled_bytes() -> int:
+    """Return what this process holds without what it has freed."""
+    trim()
+    return resident_bytes()
 
 
 def _golden(manifest: Manifest, tried: Tried, blobs: Blobs) -> GoldenSet:

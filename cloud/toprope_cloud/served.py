@@ -47,15 +47,13 @@ class Tried:
         choice: what ran.
         threads: the engine's threads in one call.
         instances: calls of one session that may run at once.
-        memory_bytes: what a session takes, as far as it is known: its file's length until one was open here.
-        most_bytes: what it took in the child, with what its engine takes once for all models.
+        memory_bytes: what a session takes, as far as it is known: its file's length until one was measured here.
     """
 
     choice: Choice
     threads: int
     instances: int
     memory_bytes: int
-    most_bytes: int
 
 
 @dataclass(eq=False, slots=True)

@@ -20,12 +20,10 @@ from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, Session, find_engines
 from toprope_shared.errors import LoadError, UnavailableError
 from toprope_shared.inference import ModelState
-from toprope_shared.manifest import Format, Golden, Manifest
+from toprope_shared.manifest import Format, Golden, Manifest, Needs
 from toprope_shared.tensors import TensorSpec
 
 MIB = 1 << 20
-# An engine adds up to 11 MiB to what the first session in a child takes: two always fit, three never do.
-FILE_BYTES, TWO_MIB = 24 * MIB, 70
 
 
 @pytest.fixture
@@ -101,32 +99,6 @@ async def test_what_a_caller_waits_for_is_tried_out_before_what_nobody_has_asked
     assert order == ["a", "b", "x", "y"]
 
 
-async def test_who_was_used_least_makes_room_and_is_opened_again_when_it_is_asked(blobs: Blobs) -> None:
-    names = ["a", "b", "c"]
-    releases = [tiny_release(blobs, name, factor=float(at), padding=FILE_BYTES + at) for at, name in enumerate(names, 1)]
-    tables = {"a": ModelSettings(pinned=True)}
-    async with serving(Signed(*releases), blobs, tables=tables, memory_budget=TWO_MIB) as served:
-        await served.until(lambda: all(served.states(name) == {"1.0.0": ModelState.AVAILABLE} for name in names))
-        assert [await served.ask(10.0, model=name) for name in names] == [10.0, 20.0, 30.0]
-        for asked, asleep in ("bc", "cb", "cb", "bc"):
-            assert await served.ask(10.0, model=asked) == 10.0 * (names.index(asked) + 1)
-            assert [name for name in names if served.models.hot(name, None) is None] == [asleep]
-            status = served.status("1.0.0", asleep)
-            assert (status.ready, status.state) == (True, ModelState.AVAILABLE)
-            assert "the next call opens it" in status.reason
-
-
-async def test_a_release_beyond_the_memory_budget_ends_and_the_one_before_it_answers(blobs: Blobs) -> None:
-    small, large = tiny_release(blobs), tiny_release(blobs, version="1.1.0", counter=2, padding=20 * MIB)
-    async with serving(Signed(small, large), blobs, memory_budget=12) as served:
-        await served.until(lambda: served.states().get("1.1.0") is ModelState.END)
-        assert served.status("1.1.0").error_code == "RESOURCE_EXHAUSTED"
-        assert "memory_budget is 12" in served.status("1.1.0").reason
-        assert await served.ask(10.0) == 20.0
-        with pytest.raises(UnavailableError, match="memory_budget"):
-            await served.ask(version="2")
-
-
 class Elsewhere:
     """A real engine that takes as long as a test wants to open a file, and needs no child to try one out."""
 
@@ -149,6 +121,41 @@ class Elsewhere:
         self.began.set()
         assert self.go_on.wait(60)
         return self._inner.open(data, inputs, outputs, threads=threads, instances=instances)
+
+
+def declared(blobs: Blobs, model: str, factor: float) -> Manifest:
+    """Return a release that says of itself that it takes 100 MiB."""
+    made = tiny_release(blobs, model, factor=factor)
+    variant = msgspec.structs.replace(made.variants[0], needs=Needs(memory_bytes=100 * MIB))
+    return msgspec.structs.replace(made, variants=(variant,))
+
+
+async def test_who_was_used_least_makes_room_and_is_opened_again_when_it_is_asked(blobs: Blobs) -> None:
+    names = ["a", "b", "c"]
+    releases = [declared(blobs, name, float(at)) for at, name in enumerate(names, 1)]
+    engine = Elsewhere(find_engines(["onnxruntime"])[0]["onnxruntime"])
+    engine.go_on.set()
+    tables = {"a": ModelSettings(pinned=True)}
+    async with serving(Signed(*releases), blobs, engines={engine.name: engine}, tables=tables, memory_budget=250) as served:
+        await served.until(lambda: all(served.states(name) == {"1.0.0": ModelState.AVAILABLE} for name in names))
+        assert [await served.ask(10.0, model=name) for name in names] == [10.0, 20.0, 30.0]
+        for asked, asleep in ("bc", "cb", "cb", "bc"):
+            assert await served.ask(10.0, model=asked) == 10.0 * (names.index(asked) + 1)
+            assert [name for name in names if served.models.hot(name, None) is None] == [asleep]
+            status = served.status("1.0.0", asleep)
+            assert (status.ready, status.state) == (True, ModelState.AVAILABLE)
+            assert "the next call opens it" in status.reason
+
+
+async def test_a_release_beyond_the_memory_budget_ends_and_the_one_before_it_answers(blobs: Blobs) -> None:
+    small, large = tiny_release(blobs), tiny_release(blobs, version="1.1.0", counter=2, padding=20 * MIB)
+    async with serving(Signed(small, large), blobs, memory_budget=12) as served:
+        await served.until(lambda: served.states().get("1.1.0") is ModelState.END)
+        assert served.status("1.1.0").error_code == "RESOURCE_EXHAUSTED"
+        assert "memory_budget is 12" in served.status("1.1.0").reason
+        assert await served.ask(10.0) == 20.0
+        with pytest.raises(UnavailableError, match="memory_budget"):
+            await served.ask(version="2")
 
 
 async def test_an_engine_with_processes_of_its_own_opens_beside_the_event_loop_and_is_held_to_the_golden_outputs(
