@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import signal
@@ -27,6 +28,7 @@ from toprope_cloud.workers.models import CrewModels, SummedMetrics, SummedStatis
 from toprope_cloud.workers.tally import Tally, WorkerMetrics
 from toprope_shared.errors import InputError, UnavailableError
 from toprope_shared.serving.app import GRACE_S, METRICS_PATHS, serve
+from toprope_shared.serving.inlet import Inlet
 from toprope_shared.serving.local_socket import unix_socket
 from toprope_shared.serving.patience import Patience
 
@@ -97,21 +99,25 @@ class ManyProcesses:
     Args:
         side: the service's view of the workers' models.
         crew: the workers.
-        control: where the Unix socket will be.
+        control: where the Unix socket will be; its folder goes with it.
+        inlet: of the service's own server, for when no worker answers.
     """
 
-    def __init__(self, side: DataSide, crew: Crew, control: Path) -> None:
+    def __init__(self, side: DataSide, crew: Crew, control: Path, inlet: Inlet) -> None:
         self.side = side
         self._crew = crew
         self._control = control
+        self._inlet = inlet
 
     async def run(self, app: ASGIApp) -> None:
         """Answer until cancelled; see `Front`."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
-        with unix_socket(self._control, 0o600) as sock:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._control.parent.rmdir)
+            sock = stack.enter_context(unix_socket(self._control, 0o600))
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(serve(_Counted(app, self._crew), sock), name="http"),
+                    group.create_task(serve(_Counted(app, self._crew), sock, inlet=self._inlet), name="http"),
                     group.create_task(self._crew.run(), name="workers"),
                 ]
                 try:
@@ -178,9 +184,11 @@ def open_front(
     if sys.platform != "linux":
         raise InputError("several workers need Linux; set workers = 1 in [cloud]")
     control = Path(tempfile.mkdtemp(prefix="toprope-")) / "control.sock"
-    tally = Tally(counts)
+    tally, inlet = Tally(counts), Inlet()
     home = str(layout.home.absolute())
-    crew = Crew(sock, settings.workers, lambda: words.Begin(reread() if reread else settings, home, str(control)), tally)
+    crew = Crew(
+        sock, settings.workers, lambda: words.Begin(reread() if reread else settings, home, str(control)), tally, inlet
+    )
     WorkerMetrics(counts, crew.states, lambda: crew.deaths)
     side = open_data_side(
         settings,
@@ -192,4 +200,4 @@ def open_front(
         metrics=SummedMetrics(counts, tally),
     )
     side.plane.statistics = SummedStatistics(tally)
-    return ManyProcesses(side, crew, control)
+    return ManyProcesses(side, crew, control, inlet)

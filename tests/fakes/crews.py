@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from toprope_cloud.front import Front, open_front
+from toprope_cloud.front import Front, Reread, open_front
 from toprope_cloud.layout import Layout
 from toprope_cloud.registry import Registry
 from toprope_cloud.settings import CloudSettings
@@ -52,18 +52,19 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(layout: Layout, registry: Registry, *, workers: int = 2) -> AsyncIterator[Service]:
-    """Run workers over an installation; give what is known of them."""
-    settings = CloudSettings(workers=workers, log_level="warning", max_tensor=4096, max_head=2048)
+async def serving(layout: Layout, registry: Registry, *, reread: Reread | None = None) -> AsyncIterator[Service]:
+    """Run two workers over an installation; give what is known of them, once they answer or, with `reread`, at once."""
+    settings = CloudSettings(workers=2, log_level="warning", max_tensor=4096, max_head=2048)
     sock = listen("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    front = open_front(settings, sock, registry, CollectorRegistry(), layout, dict)
+    front = open_front(settings, sock, registry, CollectorRegistry(), layout, dict, reread)
     await front.side.models.refresh()
     app = build_app(front.side.plane, Route("/api/who", who), Route("/api/echo", echo, methods=["PUT"]))
     task = asyncio.create_task(front.run(app))
     try:
         service = Service(front, port)
-        await service.until_ready(workers)
+        if not reread:
+            await service.until_ready(2)
         yield service
     finally:
         task.cancel()

@@ -8,7 +8,10 @@ import signal
 
 import pytest
 from tests.cloud.conftest import Installation, installation
-from tests.fakes.crews import asked, serving
+from tests.fakes.crews import asked, get, serving
+
+from toprope_cloud.settings import CloudSettings
+from toprope_shared.errors import InputError
 
 __all__ = ["installation"]
 CLIENTS, ROUNDS = 32, 3
@@ -42,3 +45,39 @@ async def test_replacing_all_workers_under_load_fails_no_request_and_keeps_the_l
         assert seen.wrong == 0
         assert seen.broken <= broken
         assert service.front.workers()["deaths"] == ROUNDS
+
+
+async def test_a_worker_that_hangs_is_killed_and_replaced(installation: Installation) -> None:
+    registry = installation.registry
+    registry.accept(installation.next_models(installation.release("1.0.0", 1)))
+    async with serving(installation.layout, registry) as service:
+        victim = service.ready()[0]
+        os.kill(victim, signal.SIGSTOP)
+        await service.until_ready(2, without=victim)
+        async with asked(service.port, 4) as seen:
+            await seen.until(100)
+        assert (seen.wrong, seen.broken) == (0, 0)
+
+
+async def test_the_service_answers_itself_while_no_worker_can_begin(installation: Installation) -> None:
+    registry = installation.registry
+    registry.accept(installation.next_models(installation.release("1.0.0", 1)))
+    readable = asyncio.Event()
+
+    def reread() -> CloudSettings:
+        if not readable.is_set():
+            raise InputError("somebody is editing them")
+        return CloudSettings(workers=2, log_level="warning")
+
+    async with serving(installation.layout, registry, reread=reread) as service:
+        assert (await get(service.port, "/api/who"))[2] == b"the service"
+        body = b'{"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}]}'
+        status, headers, said = await get(service.port, "/v2/models/double/infer", "POST", body)
+        assert status == 503
+        assert b"no worker process answers for double now" in said
+        assert "retry-after" in headers
+        readable.set()
+        await service.until_ready(2)
+        async with asked(service.port, 4) as seen:
+            await seen.until(100)
+        assert (seen.wrong, seen.broken) == (0, 0)

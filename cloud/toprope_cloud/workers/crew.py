@@ -22,6 +22,7 @@ from toprope_cloud.workers import words
 from toprope_cloud.workers.handle import Handle
 from toprope_cloud.workers.tally import Tally
 from toprope_shared.errors import TopropeError, UnavailableError
+from toprope_shared.serving.inlet import Inlet
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ ACCEPTS = 64  # at a time, so that nothing else waits for long
 PAUSE_S = 0.1  # when the system has no more files
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
 STEADY_S = 60.0  # a worker that lived so long has not died of what killed the one before
+ALONE_S = 10.0
 EVEN_S = 1.0
 SPREAD = 4  # the most and the fewest connections may differ by so many, or by that part of the mean
 TELL_S = 2.0
@@ -43,12 +45,18 @@ class Crew:
         count: how many workers.
         begin: makes the first word to a new worker.
         tally: where their counts go.
+        inlet: the service's own server, which takes over while no worker answers.
     """
 
-    def __init__(self, sock: socket.socket, count: int, begin: Callable[[], words.Begin], tally: Tally) -> None:
+    def __init__(
+        self, sock: socket.socket, count: int, begin: Callable[[], words.Begin], tally: Tally, inlet: Inlet
+    ) -> None:
         self._sock = sock
         self._begin = begin
         self._tally = tally
+        self._inlet = inlet
+        self._alone = False
+        self._taking: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._places = [_Place(one) for one in range(count)]
         self._workers: list[Handle] = []
@@ -73,6 +81,7 @@ class Crew:
                 for place in self._places:
                     group.create_task(self._keep(place), name=f"worker-{place.number}")
                 group.create_task(self._even(), name="even")
+                self._when_alone()
         finally:
             self._stop_accepting()
             self._sock.close()
@@ -188,16 +197,24 @@ class Crew:
 
     async def _start(self, place: _Place) -> Handle | None:
         """Start a worker and wait until it answers; None when it does not."""
+        try:
+            word = self._begin()
+        except TopropeError as error:
+            log.error("no worker is started, because the settings are wrong now: %s", error)
+            return None
         worker = Handle(next(self._numbers), self._heard, self._gone, place.replace.set)
         self._workers.append(worker)
         try:
-            began = await worker.begin(self._begin())
+            began = await worker.begin(word)
         except BaseException:
             await worker.kill()
             raise
         if not began:
             await worker.kill()
             return None
+        self._alone = False
+        for connection in self._inlet.give_back():  # those that do not rest stay where they are to their end
+            self._give(connection)
         self._balance()
         self._give_waiting()
         self._start_accepting()
@@ -208,8 +225,9 @@ class Crew:
         if worker in self._workers:
             self._workers.remove(worker)
             self._tally.gone(worker.number)
-        if not self.ready():
+        if not self.ready() and not self._ending:
             self._stop_accepting()
+            self._when_alone()
 
     def _heard(self, worker: Handle, word: words.FromWorker, connection: socket.socket | None) -> None:
         match word:
@@ -241,6 +259,7 @@ class Crew:
                 self._stop_accepting()
                 asyncio.get_running_loop().call_later(PAUSE_S, self._start_accepting)
                 return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._give(connection)
             if self._waiting:  # nobody has room: the rest may wait in the system's queue
                 self._stop_accepting()
@@ -251,6 +270,11 @@ class Crew:
         if self._ending:
             connection.close()
             return
+        if self._alone:
+            task = asyncio.create_task(self._inlet.take(connection))
+            self._taking.add(task)
+            task.add_done_callback(self._took)
+            return
         for worker in sorted((one for one in self._workers if one.serves), key=lambda one: one.connections):
             if worker.take(connection):
                 connection.close()
@@ -258,6 +282,23 @@ class Crew:
         if not self._waiting:
             asyncio.get_running_loop().call_later(PAUSE_S, self._give_waiting)
         self._waiting.append(connection)
+
+    def _took(self, task: asyncio.Task[None]) -> None:
+        self._taking.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.debug("a connection was gone before it was served: %s", error)
+
+    def _when_alone(self) -> None:
+        """Answer here if no worker does after a while: the control plane goes on, and inference is refused with why."""
+        asyncio.get_running_loop().call_later(ALONE_S, self._stand_in)
+
+    def _stand_in(self) -> None:
+        if self.ready() or self._ending or self._alone:
+            return
+        log.error("no worker answers; the service itself takes connections and refuses inference until one does")
+        self._alone = True
+        self._give_waiting()
+        self._start_accepting()
 
     def _give_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -270,6 +311,9 @@ class Crew:
         """Keep the load even: clients come and go faster than workers tell."""
         while True:
             await asyncio.sleep(EVEN_S)
+            for worker in [one for one in self._workers if one.hangs()]:
+                log.error("worker %d has been silent for too long and is killed", worker.number)
+                await worker.kill()
             serving = [one.connections for one in self._workers if one.serves]
             if serving and max(serving) - min(serving) > max(SPREAD, sum(serving) // len(serving) // SPREAD):
                 self._balance()

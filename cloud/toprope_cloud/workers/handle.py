@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-P", "-m", "toprope_cloud.workers.process")
 BEGIN_S = words.WARM_S + 60.0
 REAP_S = 10.0
+HANG_S = 30.0
 STARTING, READY, DRAINING, ENDED = "starting", "ready", "draining", "ended"
 
 Heard = Callable[["Handle", words.FromWorker, socket.socket | None], None]
@@ -61,6 +62,7 @@ class Handle:
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[None]] = {}
         ours, self._theirs = pair()
+        self._last_heard = self.since
         self.channel: Channel[words.FromWorker] = Channel(ours, words.FromWorker, self._hear, self._quiet)
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -95,9 +97,13 @@ class Handle:
         """Start the process; say whether it answers."""
         with self._theirs:
             handle = self._theirs.fileno()
-            self._process = await asyncio.create_subprocess_exec(
-                *COMMAND, str(handle), stdin=subprocess.DEVNULL, pass_fds=(handle,), start_new_session=True
-            )
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *COMMAND, str(handle), stdin=subprocess.DEVNULL, pass_fds=(handle,), start_new_session=True
+                )
+            except OSError as error:
+                log.error("the system did not start worker %d: %s", self.number, error)
+                return False
         self._watch = asyncio.create_task(self._wait(self._process), name=f"watch-{self.number}")
         self.channel.send(word)
         waits = [asyncio.create_task(self._began.wait()), asyncio.create_task(self.ended.wait())]
@@ -112,6 +118,10 @@ class Handle:
         self.state = READY
         log.info("worker %d answers", self.number)
         return True
+
+    def hangs(self) -> bool:
+        """Say whether it has been silent for too long; it speaks every second."""
+        return self.state in (READY, DRAINING) and time.monotonic() - self._last_heard > HANG_S
 
     def take(self, connection: socket.socket) -> bool:
         """Hand a connection over; False when it has no room now."""
@@ -164,8 +174,12 @@ class Handle:
             return
         if self._process.returncode is None:
             self._process.kill()
-        async with asyncio.timeout(REAP_S):
-            await self.ended.wait()
+        try:
+            async with asyncio.timeout(REAP_S):
+                await self.ended.wait()
+        except TimeoutError:  # held inside the system, e.g. by a disk that does not answer
+            log.error("worker %d can't be killed; it is left to itself", self.number)
+            self._end()
 
     def how(self) -> str:
         """Return how it ended; empty while it lives."""
@@ -198,6 +212,7 @@ class Handle:
             self.ending = asyncio.create_task(self.ended_within(words.STOP_S), name=f"end-{self.number}")
 
     def _hear(self, word: words.FromWorker, connection: socket.socket | None) -> None:
+        self._last_heard = time.monotonic()
         match word:
             case words.Ready():
                 self._began.set()

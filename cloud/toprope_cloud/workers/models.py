@@ -60,7 +60,7 @@ class CrewModels(CloudModels):
         Raises:
             UnavailableError: always.
         """
-        raise UnavailableError(f"the workers answer for {request.model}, and this is not one of them")
+        raise UnavailableError(f"no worker process answers for {request.model} now; the log says why")
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Return what every release is at; where the workers differ, what keeps one from answering counts."""

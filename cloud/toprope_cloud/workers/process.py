@@ -126,7 +126,7 @@ class Worker:
             case words.Take():
                 self._do(self._take(connection))
             case words.GiveBack():
-                self._owed += word.connections
+                self._owed = max(self._owed, word.connections)
                 self._hand_back()
             case words.Drain():
                 self._do(self._drain())
