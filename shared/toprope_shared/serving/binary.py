@@ -54,6 +54,9 @@ class _Request(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
+_request_decoder = msgspec.json.Decoder(_Request)
+
+
 class _Response(msgspec.Struct):
     model_name: str
     outputs: list[_Tensor]
@@ -150,7 +153,7 @@ def decode_request(
         return InferenceRequest(model=model, version=version, inputs=quick[0], id=quick[1]), _AS_JSON
     if length == 0:
         return InferenceRequest(model=model, version=version, inputs=raw_input(body, specs)), Wanted(binary=True)
-    head = _convert(body[:length] if length else body, _Request)
+    head = _short_head(body[:length]) if length else _convert(body, _Request)
     parameters = head.parameters or {}
     if parameters:
         _check_parameters(parameters)
@@ -225,6 +228,14 @@ def _header_length(body: bytes, headers: Mapping[str, str]) -> int | None:
     if int(text) > len(body):
         raise RequestError(f"{LENGTH_HEADER} says {int(text)} bytes and the body has {len(body)}")
     return int(text)
+
+
+def _short_head(data: bytes) -> _Request:
+    """Read a head whose tensors are elsewhere; what is wrong in it is found out by the thorough way."""
+    try:
+        return _request_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _convert(data, _Request)
 
 
 def _convert(data: bytes, kind: type[_T]) -> _T:
