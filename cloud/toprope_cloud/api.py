@@ -100,7 +100,7 @@ def build_app(
     app.include_router(jobs_router(jobs, guard))
     app.include_router(blobs_router(registry.blobs, token, knows))
     app.router.routes.extend(routes(plane))
-    app.openapi = with_doors(app.openapi)  # type: ignore[method-assign]
+    app.openapi = with_doors(app.openapi, guarded=plane.gate is not None)  # type: ignore[method-assign]
     if cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=cors_origins, **CORS)
     return app

@@ -192,6 +192,8 @@ def test_by_default_nobody_is_asked_on_loopback_and_no_page_may_ask(tmp_path: Pa
         answer = cloud.ask("POST", INFER, {"Origin": ORIGIN}, V2)
         assert answer.status == 200
         assert "Access-Control-Allow-Origin" not in answer.headers
+        told = cloud.ask("GET", "/openapi.json").json()
+        assert "security" not in told["paths"]["/v2/models/{model}/infer"]["post"]
         assert cloud.ask("GET", "/api/devices").status == 200
 
 
@@ -208,10 +210,15 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> 
 def test_the_description_names_who_may_use_the_control_plane(cloud: Guarded) -> None:
     told = cloud.ask("GET", "/openapi.json").json()
     schemes = told["components"]["securitySchemes"]
-    assert {name: (one["type"], one["scheme"]) for name, one in schemes.items()} == {
+    assert {name: (one["type"], one.get("scheme") or one["name"]) for name, one in schemes.items()} == {
         "operator": ("http", "bearer"),
         "device": ("http", "basic"),
+        "bearer": ("http", "bearer"),
+        "key": ("apiKey", "X-API-Key"),
     }
+    inference = told["paths"]["/v2/models/{model}/infer"]["post"]
+    assert inference["security"] == [{"bearer": []}, {"key": []}, {"device": []}]
+    assert "security" not in told["paths"]["/v2/health/live"]["get"]
     control = {
         (method, path): one
         for path, methods in told["paths"].items()

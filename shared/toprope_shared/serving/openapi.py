@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from toprope_shared.serving.visits import OPEN_PATHS
 from toprope_shared.tensors import NUMPY_TYPES
 
 _Json = dict[str, Any]
@@ -53,6 +54,11 @@ _TENSOR = {
         "parameters": _FLAT,
         "data": {"description": "numbers, booleans or texts, flat or nested, row-major; absent where the bytes follow"},
     },
+}
+_CREDENTIALS: _Json = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, a signed token or the operator's token"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "an API key"},
+    "device": {"type": "http", "scheme": "basic", "description": "a device's enrolment: its name and its password"},
 }
 _SCHEMAS: _Json = {
     "Error": {
@@ -119,13 +125,24 @@ _SCHEMAS: _Json = {
 }
 
 
-def with_doors(described: Callable[[], _Json]) -> Callable[[], _Json]:
-    """Return what describes an app and its doors, around what describes the app alone, e.g. `FastAPI.openapi`."""
+def with_doors(described: Callable[[], _Json], *, guarded: bool = False) -> Callable[[], _Json]:
+    """Return what describes an app and its doors, around what describes the app alone, e.g. `FastAPI.openapi`.
+
+    Args:
+        described: describes the app.
+        guarded: whether a gate asks at the doors for credentials.
+    """
 
     def whole() -> _Json:
         document = described()
         document["paths"].update(door_paths())
-        document.setdefault("components", {}).setdefault("schemas", {}).update(door_schemas())
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(door_schemas())
+        if guarded:
+            components["securitySchemes"] = _CREDENTIALS | components.get("securitySchemes", {})
+            for path in door_paths().keys() - OPEN_PATHS:
+                for operation in document["paths"][path].values():
+                    operation["security"] = [{name: []} for name in _CREDENTIALS]
         return document
 
     return whole
