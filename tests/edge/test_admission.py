@@ -14,9 +14,11 @@ import toprope_edge
 from toprope_cloud.credentials_cli import api_key_app
 from toprope_edge.admission import open_gate
 from toprope_edge.cloud_way import overheard
+from toprope_edge.cloud_wire import CloudError, Reply, read_answer
 from toprope_edge.settings import EdgeSettings
 from toprope_shared.commands.predict import predict_app
 from toprope_shared.errors import InputError, NotAdmittedError, RequestError
+from toprope_shared.inference import CloudReason
 
 
 def settings(**more: str) -> EdgeSettings:
@@ -89,3 +91,17 @@ def test_a_key_with_a_line_break_begins_no_header() -> None:
 )
 def test_a_password_that_leaves_the_machine_unencrypted_is_noticed(url: str, read: bool) -> None:
     assert overheard(url) is read
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_cloud_that_does_not_take_the_credentials_says_so_and_is_no_fault_of_the_caller(status: int) -> None:
+    body = b'{"error": "these credentials are not known here", "code": "not_admitted"}'
+    with pytest.raises(CloudError, match="enrol it again") as raised:
+        read_answer(Reply(status, {}, body))
+    assert raised.value.reason is CloudReason.CLOUD_ERROR
+
+
+def test_a_device_that_asks_too_often_leaves_the_cloud_alone_for_as_long_as_it_was_told() -> None:
+    with pytest.raises(CloudError) as raised:
+        read_answer(Reply(429, {"retry-after": "7"}, b'{"error": "too often", "code": "too_many_requests"}'))
+    assert (raised.value.reason, raised.value.retry_after_s) == (CloudReason.CLOUD_OVERLOADED, 7)
