@@ -50,6 +50,7 @@ DRAIN_LOOK_S = 0.005
 CENTRAL = (
     "/v2/repository/models/{model}/load",
     "/v2/repository/models/{model}/unload",
+    "/v2/models/stats",
     "/v2/models/{model}/stats",
     "/v2/models/{model}/versions/{version}/stats",
     *METRICS_PATHS,

@@ -27,6 +27,7 @@ from toprope_shared.serving.replies import Reply, json_reply
 log = logging.getLogger(__name__)
 
 LINGER_S = 2.0
+WASTE_BYTES = 256 << 10  # of a body that is still taken after its request was answered, so that the connection can be kept
 _OFFER = (b"connection", b"upgrade", b"http2-settings")
 _NO_LINGER = struct.pack("ii", 1, 0)
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
@@ -94,6 +95,8 @@ class PatientHttp(HttpToolsProtocol):
             self._bytes += len(data)
             if self._in_head and self._bytes > self.patience.head_bytes:
                 self._cut_long_head()
+            elif self._bytes > WASTE_BYTES and self._answered():
+                self._leave()
 
     def _feed(self, data: bytes) -> None:
         """Parse what came; who offers another protocol (h2c, websocket) is answered in this one (RFC 9110, section 7.8)."""
@@ -177,6 +180,10 @@ class PatientHttp(HttpToolsProtocol):
         """Say whether a request that came is not answered to its end."""
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
+    def _answered(self) -> bool:
+        """Say whether a request was answered before its body came, so that the rest of it is for nobody."""
+        return self._coming and not self._in_head and self.cycle is not None and bool(self.cycle.response_complete)
+
     def rests(self) -> bool:
         """Say whether the connection stands between two requests, with nothing to be read, answered or sent."""
         return (
@@ -188,19 +195,26 @@ class PatientHttp(HttpToolsProtocol):
         """Tell the client why and close; one whose earlier answer is under way is closed without a word."""
         if self._cut or self.transport.is_closing():
             return
+        if self._answered():
+            self._leave()
+            return
         self._cut = True
         waits = self._coming and self.cycle is not None and not self.cycle.response_started and not self.pipeline
         if waits or not self.answers():
             reply = json_reply({"error": sentence, "code": _CODES[status]}, status, headers)
             self.transport.write(_on_the_wire(reply))
-            # Closing at once would reset the connection while the client still sends, and take the answer with it.
-            self.transport.write_eof()
-            self.loop.call_later(LINGER_S, self.transport.close)
+            self._leave()
         else:
             self.transport.close()
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    def _leave(self) -> None:
+        """End the connection after what was written; closing at once would reset it while the client sends, and take that along."""
+        self._cut = True
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
     def look(self, now: float, passed_s: float) -> None:
         """Cut the client when its time is over.
@@ -222,7 +236,7 @@ class PatientHttp(HttpToolsProtocol):
             if waited > patience.head_s:
                 self.cut(408, f"the request's head did not come within {patience.head_s:g} s")
         elif waited > patience.body_s + self._bytes / patience.body_rate:
-            said = f"{self._bytes} bytes in {waited:.0f} s; send at least {patience.body_rate:g} bytes a second"
+            said = f"{self._bytes} bytes in {waited:.1f} s; send at least {patience.body_rate:g} bytes a second"
             self.cut(408, f"the request's body came too slowly: {said}")
 
     def _stalls(self, now: float) -> bool:
