@@ -50,22 +50,13 @@ async def test_versions_answer_side_by_side_by_version_counter_and_label(blobs: 
             await served.ask(version="blue")
 
 
-@pytest.mark.parametrize(
-    ("versions", "expected"),
-    [
-        ("latest:1", {"1.3.0"}),
-        ("latest:2", {"1.2.0", "1.3.0"}),
-        ("all", {"1.1.0", "1.2.0", "1.3.0"}),
-        (("1.1.0", 3), {"1.1.0", "1.3.0"}),
-    ],
-)
-async def test_the_policy_says_which_versions_are_served(
-    blobs: Blobs, versions: str | tuple[str | int, ...], expected: set[str]
-) -> None:
+async def test_the_policy_says_which_versions_are_served(blobs: Blobs) -> None:
     releases = [release(blobs, number) for number in (1, 2, 3)]
-    async with serving(Signed(*releases), blobs, tables={"*": ModelSettings(versions)}) as served:
-        await served.until(lambda: available(served, *expected))
-        assert set(served.states()) == expected
+    async with serving(Signed(*releases), blobs, tables={"*": ModelSettings(("1.1.0", 3))}) as served:
+        await served.until(lambda: available(served, "1.1.0", "1.3.0"))
+        assert set(served.states()) == {"1.1.0", "1.3.0"}
+        with pytest.raises(NotFoundError, match=r"there is no 'double' 1\.2\.0"):
+            await served.ask(version="1.2.0")
 
 
 async def test_a_label_keeps_its_version_and_moves_when_the_next_one_answers(blobs: Blobs) -> None:
@@ -181,7 +172,7 @@ async def test_a_bad_update_leaves_the_release_before_it_in_place(blobs: Blobs) 
 
 
 async def test_a_caller_gets_the_newest_that_runs_however_many_do_not(blobs: Blobs) -> None:
-    bad = [release(blobs, number, broken=True) for number in range(2, 9)]
+    bad = [release(blobs, number, broken=True) for number in range(2, 8)]
     async with serving(Signed(release(blobs, 1), *bad), blobs, tables={"*": ModelSettings("latest:1")}) as served:
         assert await served.ask(10.0) == 10.0
 
