@@ -211,7 +211,7 @@ class PatientHttp(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _leave(self) -> None:
-        """End the connection after what was written; closing at once would reset it while the client sends, and take that along."""
+        """End the connection after what was written; closing at once would reset it while the client sends, and lose that."""
         self._cut = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
