@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from toprope_cloud import ceremony
 from toprope_cloud.broker import BrokerFiles
+from toprope_cloud.cli import cloud_app
 from toprope_cloud.credentials import make_gate
 from toprope_cloud.credentials_cli import api_key_app
 from toprope_cloud.keys import Keyring
@@ -53,6 +54,15 @@ def test_any_other_address_must_say_who_may_come_in(layout: Layout, host: str) -
     assert gate(layout, host=host, auth="off") is None
     assert gate(layout, host=host, auth="on")
     assert not is_loopback(host)
+
+
+def test_the_service_does_not_start_where_nobody_said_who_may_come_in(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOPROPE_HOME", str(layout.home))
+    refused = CliRunner().invoke(cloud_app, ["run", "--host", "0.0.0.0", "--port", "0"])  # noqa: S104 - it must not listen
+    assert isinstance(refused.exception, InputError)
+    assert 'auth = "on"' in str(refused.exception)
 
 
 @pytest.mark.parametrize("settings", [{"rate": 5}, {"jwt_keys": "keys.json"}, {"auth": "off", "rate": 5}])

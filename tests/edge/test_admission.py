@@ -12,16 +12,18 @@ from typer.testing import CliRunner
 
 import toprope_edge
 from toprope_cloud.credentials_cli import api_key_app
+from toprope_edge import agent
 from toprope_edge.admission import open_gate
 from toprope_edge.cloud_way import overheard
 from toprope_edge.cloud_wire import CloudError, Reply, read_answer
 from toprope_edge.settings import EdgeSettings
+from toprope_edge.watchdog import Notifier
 from toprope_shared.commands.predict import predict_app
 from toprope_shared.errors import InputError, NotAdmittedError, RequestError
 from toprope_shared.inference import CloudReason
 
 
-def settings(**more: str) -> EdgeSettings:
+def settings(**more: str | int) -> EdgeSettings:
     return EdgeSettings(device="till", **more)  # type: ignore[arg-type]
 
 
@@ -37,6 +39,11 @@ def test_any_address_but_loopback_must_say_who_may_come_in(tmp_path: Path, host:
         open_gate(settings(host=host), tmp_path)
     assert open_gate(settings(host=host, auth="off"), tmp_path) is None
     assert open_gate(settings(), tmp_path) is None
+
+
+async def test_the_agent_does_not_start_where_nobody_said_who_may_come_in(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="open to everybody"):
+        await agent.run(settings(host="0.0.0.0", port=0), tmp_path, Notifier.of({}))  # noqa: S104 - it must not listen
 
 
 def test_doors_that_ask_need_a_file_of_keys(tmp_path: Path) -> None:
