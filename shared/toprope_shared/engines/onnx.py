@@ -68,9 +68,12 @@ class OnnxRuntime:
         # Weights in another file have no digest: without this they would be read from the working directory.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
-            return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises a dozen unrelated classes, some of them straight from C++
             raise LoadError(f"onnxruntime {self.version} did not open the file: {explained(error, _HINTS)}") from error
+        session.disable_fallback()
+        session._model_bytes = None  # it keeps the file to open it anew for another provider, and there is none
+        return session
 
 
 def _declared(items: list[Any]) -> tuple[TensorSpec, ...]:
