@@ -46,6 +46,7 @@ def make(tmp_path: Path) -> Callable[..., TokenProof]:
 @pytest.mark.parametrize(
     ("algorithm", "verify", "sign"),
     [("EdDSA", public(ED), ED), ("RS256", public(RSA), RSA), ("HS256", SECRET.encode() + b"\n", SECRET)],
+    ids=["EdDSA", "RS256", "HS256"],  # the keys are new in each process, and names of tests must not be
 )
 def test_a_good_token_is_its_subject(make: Callable[..., TokenProof], algorithm: str, verify: bytes, sign: Any) -> None:
     body = claims(models=["digits"], aud=["cloud", "other"])
@@ -130,6 +131,7 @@ def test_a_key_that_was_changed_counts_at_once(make: Callable[..., TokenProof], 
         (b'{"keys": ', "EdDSA", "holds no key"),
         (b'{"keys": [{"kty": "oct", "k": "c2hvcnQ"}]}', "HS256", "at least 32"),
     ],
+    ids=range(10),
 )
 def test_a_file_that_holds_no_key_for_this_is_refused_at_the_start(
     make: Callable[..., TokenProof], text: bytes, algorithm: str, why: str

@@ -62,7 +62,7 @@ def test_a_version_may_stand_in_the_path_and_curl_may_put(server: Server, method
 
 
 def multipart(name: str, content: bytes) -> tuple[bytes, str]:
-    body, kind = urllib3.encode_multipart_formdata({"before": "x", name: ("row.bin", content)})
+    body, kind = urllib3.encode_multipart_formdata({"before": "x", name: ("row.bin", content)}, boundary="part")
     return body, kind
 
 
