@@ -75,11 +75,12 @@ def make_batcher(
     eight_s: float = 0.0,
     max_queue: int = 1024,
     max_rows: int = 64,
+    window_s: float = 0.0,
     stateful: bool = False,
 ) -> tuple[Batcher, Called]:
     """Return a batcher, and the session that it runs."""
     session = Called(function)
-    settings = BatchSettings(mode, max_rows=max_rows, max_queue=max_queue)
+    settings = BatchSettings(mode, max_rows=max_rows, max_queue=max_queue, window_s=window_s)
     batcher = Batcher(session, manifest, settings=settings, row_s=row_s, eight_s=eight_s, stateful=stateful)
     return batcher, session
 

@@ -194,24 +194,32 @@ class _Inline:
         self._rows = rows
         self._window_s = window_s
         self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
         self._last: Session | None = None
 
     def added(self, ticket: Ticket) -> None:
         if self._scheduled:
+            if self._timer and self._queue.waiting >= self._rows:  # there is nothing more to wait for
+                self._timer.cancel()
+                self._soon()
             return
         self._scheduled = True
-        loop = asyncio.get_running_loop()
         if self._window_s:
-            loop.call_later(self._window_s, self._pass)
+            self._timer = asyncio.get_running_loop().call_later(self._window_s, self._pass)
         else:
-            loop.call_soon(self._pass)
+            self._soon()
 
     def finish(self, session: Session) -> None:
         self._last = session
         if not self._scheduled:
             session.close()
 
+    def _soon(self) -> None:
+        self._timer = None
+        asyncio.get_running_loop().call_soon(self._pass)
+
     def _pass(self) -> None:
+        self._timer = None
         until = time.perf_counter() + TICK_BUDGET_S
         while batch := self._queue.take(self._rows, self._joiner.joins):
             wanted, late = _split_late(batch)
@@ -222,7 +230,7 @@ class _Inline:
                 break
         self._scheduled = self._queue.waiting > 0
         if self._scheduled:
-            asyncio.get_running_loop().call_soon(self._pass)
+            self._soon()
         elif self._last:
             self._last.close()
 

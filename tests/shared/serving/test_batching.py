@@ -106,6 +106,25 @@ async def test_what_comes_in_one_pass_runs_at_once() -> None:
     assert [timing.rows for _, timing in answers] == [8] * 16 + [4] * 4
 
 
+async def test_a_batch_on_the_event_loop_is_cut_so_that_others_get_their_turn() -> None:
+    batcher, session = make_batcher(twice, AFFINE, "auto", row_s=1e-4, eight_s=8e-4)
+    await asyncio.gather(*(ask(batcher, value) for value in range(25)))
+    assert session.calls == [10, 10, 5]  # of 0.1 ms each
+
+
+@pytest.mark.parametrize("mode", ["tick", "thread"])
+async def test_a_window_waits_for_more(mode: Mode) -> None:
+    batcher, session = make_batcher(twice, AFFINE, mode, window_s=PATIENCE_S, max_rows=3)
+    asked = [asyncio.create_task(ask(batcher, 0))]
+    for value in (1, 2):
+        await asyncio.sleep(0.01)
+        asked.append(asyncio.create_task(ask(batcher, value)))
+    async with asyncio.timeout(PATIENCE_S / 2):  # a full batch does not wait to the window's end
+        await asyncio.gather(*asked)
+    assert session.calls == [3]
+    batcher.retire()
+
+
 async def test_a_request_larger_than_a_batch_runs_alone() -> None:
     batcher, session = make_batcher(twice, AFFINE, "tick", max_rows=4)
     await asyncio.gather(ask(batcher, 1, 3), ask(batcher, 2, 9), ask(batcher, 3))
