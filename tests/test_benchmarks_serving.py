@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests.benchmarks.page import PAGE, PICTURE, rows
-from tests.benchmarks.serving import contest, environments, launch, load, models, rounds, standings, wire
+from tests.benchmarks.serving import contest, environments, launch, load, models, rounds, standings, update, wire
 from tests.benchmarks.serving.load import Loaded, LoadError
 from tests.benchmarks.serving.ours import NAME
 from tests.benchmarks.serving.rounds import Bare, Contestant, Course, Found, Sample, Started, run
@@ -207,6 +207,14 @@ def test_one_server_that_does_not_start_leaves_the_others_their_turn(
     assert "no licence" in found.troubles["dies"]
     assert found.troubles["absent"] == "no wheel"
     assert [(one.round, one.model) for one in found.bare] == [(0, "small"), (1, "small")]
+
+
+@pytest.mark.parametrize(("p99", "refused", "held"), [(2400, 0, True), (2500, 0, False), (2000, 1, False)])
+def test_a_hot_update_is_held_against_the_steady_block_of_its_round(p99: int, refused: int, held: bool) -> None:
+    steady, updating = Loaded(900, 1_000_000, 1000, 2000, 0, 0), Loaded(900, 1_000_000, 1100, p99, refused, 0)
+    made = update.table([update.Pair(16, steady, updating, 0.5)], [])
+    assert [one.held for one in made.goals] == [None, held]
+    assert made.rows == (("16", "2.00", f"{p99 / 1000:.2f}", f"{p99 / 2000:.2f}", "1.10", "0.5", f"{refused} of 900"),)
 
 
 _LEAVES_ORPHANS = """

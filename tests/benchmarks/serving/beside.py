@@ -64,7 +64,7 @@ async def measure(folder: Path, *, quick: bool = False) -> Table:
     rows = tuple(_row(titles[name], measured) for name, measured in found.items() if measured)
     return Table(
         name="serving/beside",
-        title=f"The small model, one connection, while {LOADING} connections load the weight-bound one, median rounds",
+        title=f"The small model, one connection, while {LOADING} connections load the weight-bound one, medians",
         columns=_COLUMNS,
         rows=rows,
         goals=(_goal(found[ours.NAME]),),

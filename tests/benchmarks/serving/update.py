@@ -15,10 +15,12 @@ from pathlib import Path
 import msgspec
 from tests.benchmarks.results import Goal, Table, show
 from tests.benchmarks.serving import contest, models, ours, wire
-from tests.benchmarks.serving.load import Loaded, Pressing
+from tests.benchmarks.serving.load import Loaded, LoadError, Pressing
 from tests.benchmarks.serving.processes import FailedError, Server
 from tests.benchmarks.serving.rounds import Course
 from tests.benchmarks.serving.wire import Ask, Form
+
+from toprope_shared.errors import TopropeError
 
 ROUNDS = 2
 CONNECTIONS = (1, 16)
@@ -85,44 +87,82 @@ async def measure(folder: Path, *, quick: bool = False) -> Table:
     course = Course(folder)
     installation = ours.Installation(folder / "ours", course.files)
     pairs: list[Pair] = []
+    notes = [
+        "Ratios are medians of the rounds'. wrk, the cloud and the process that tries the release out share the cores."
+    ]
     try:
-        way = installation.way()
-        place = course.place(Path())
-        start = way.start(place)
-        with Server(start.words, start.env, place.folder) as server:
-            asks = course.asks(way)
-            course.proved(server, place.port, asks)
-            ask = next(one for model, one in asks if model == models.SMALL and one.form is Form.OPEN)
-            for number in range(1 if quick else ROUNDS):
-                for connections in CONNECTIONS:
-                    version = 2 + len(pairs)
-                    pairs.append(await pair(installation, place.port, ask, connections, version))
-                    show(f"round {number + 1}, {connections} connections: switched after {pairs[-1].switched_s:.1f} s")
+        await measured(course, installation, 1 if quick else ROUNDS, pairs)
+    except (FailedError, LoadError, TopropeError) as error:
+        notes.append(f"It ended early: {error}.")
     finally:
         installation.close()
-    rows, goals = zip(*(_row(connections, pairs) for connections in CONNECTIONS), strict=True)
+    return table(pairs, notes)
+
+
+def table(pairs: list[Pair], notes: list[str]) -> Table:
+    """Return the table of what was measured."""
     return Table(
         name="serving/update",
         title=f"The small model in blocks of {BLOCK_S} s, with and without a new release of it",
         columns=_COLUMNS,
-        rows=rows,
-        goals=goals,
-        notes=(
-            "Ratios are medians of the rounds'. wrk, the cloud and the process that tries the release out share the cores.",
-        ),
+        rows=tuple(_row(connections, own) for connections in CONNECTIONS if (own := _own(connections, pairs))),
+        goals=tuple(_goal(connections, _own(connections, pairs)) for connections in CONNECTIONS),
+        notes=tuple(notes),
     )
 
 
-def _row(connections: int, pairs: list[Pair]) -> tuple[tuple[str, ...], Goal]:
-    own = [one for one in pairs if one.connections == connections]
-    p99, p50 = (
-        statistics.median(getattr(one.updating, name) / max(getattr(one.steady, name), 1) for one in own)
-        for name in ("p99", "p50")
+async def measured(course: Course, installation: ours.Installation, rounds: int, pairs: list[Pair]) -> None:
+    """Start the cloud once and add a pair for each round and number of connections.
+
+    Raises:
+        FailedError, LoadError, TopropeError: it can't go on; the pairs until then stand.
+    """
+    way = installation.way()
+    place = course.place(Path())
+    start = way.start(place)
+    with Server(start.words, start.env, place.folder) as server:
+        asks = course.asks(way)
+        course.proved(server, place.port, asks)
+        ask = next(one for model, one in asks if model == models.SMALL and one.form is Form.OPEN)
+        for number in range(rounds):
+            for connections in CONNECTIONS:
+                version = 2 + len(pairs)
+                pairs.append(await pair(installation, place.port, ask, connections, version))
+                show(f"round {number + 1}, {connections} connections: switched after {pairs[-1].switched_s:.1f} s")
+
+
+def _own(connections: int, pairs: list[Pair]) -> list[Pair]:
+    return [one for one in pairs if one.connections == connections]
+
+
+def _ratio(pairs: list[Pair], name: str) -> float:
+    found: list[float] = [getattr(one.updating, name) / max(getattr(one.steady, name), 1) for one in pairs]
+    return statistics.median(found)
+
+
+def _failed(pairs: list[Pair]) -> int:
+    return sum(one.updating.refused + one.updating.broken for one in pairs)
+
+
+def _row(connections: int, pairs: list[Pair]) -> tuple[str, ...]:
+    steady, updating = (
+        statistics.median(getattr(one, kind).p99 / 1000 for one in pairs) for kind in ("steady", "updating")
     )
-    steady, updating = (statistics.median(getattr(one, kind).p99 / 1000 for one in own) for kind in ("steady", "updating"))
-    failed = sum(one.updating.refused + one.updating.broken for one in own)
-    asked = sum(one.updating.requests for one in own)
-    after = statistics.median(one.switched_s for one in own)
-    cells = (str(connections), f"{steady:.2f}", f"{updating:.2f}", f"{p99:.2f}", f"{p50:.2f}", f"{after:.1f}")
-    text = f"{connections} connections: p99 during a hot update within {GOAL:g} times of steady, nothing failed: {p99:.2f}"
-    return (*cells, f"{failed} of {asked}"), Goal(text.replace("1 connections", "1 connection"), p99 <= GOAL and not failed)
+    after = statistics.median(one.switched_s for one in pairs)
+    cells = (
+        f"{steady:.2f}",
+        f"{updating:.2f}",
+        f"{_ratio(pairs, 'p99'):.2f}",
+        f"{_ratio(pairs, 'p50'):.2f}",
+        f"{after:.1f}",
+    )
+    return (str(connections), *cells, f"{_failed(pairs)} of {sum(one.updating.requests for one in pairs)}")
+
+
+def _goal(connections: int, pairs: list[Pair]) -> Goal:
+    many = "1 connection" if connections == 1 else f"{connections} connections"
+    text = f"{many}: p99 during a hot update within {GOAL:g} times of steady, nothing failed"
+    if not pairs:
+        return Goal(text, None)
+    ratio = _ratio(pairs, "p99")
+    return Goal(f"{text}: {ratio:.2f}", ratio <= GOAL and not _failed(pairs))
