@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from tests.conformance.places import DOORS, Site, doors
-from tests.conformance.summary import Summary
+from tests.conformance.summary import ALL, Summary
 
 _KEY = pytest.StashKey[Summary]()
+_HOSTILE = "conformance/test_sockets.py"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,7 +25,13 @@ def summary(pytestconfig: pytest.Config) -> Summary:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the table where anything was counted."""
-    rows = config.stash[_KEY].rows()
+    summary = config.stash[_KEY]
+    ended = {
+        how: [one for one in terminalreporter.getreports(how) if _HOSTILE in one.nodeid] for how in ("passed", "failed")
+    }
+    if ALL and any(ended.values()):
+        summary.tell("hostile requests", [f"{len(ended['passed'])} of {sum(map(len, ended.values()))} pass, at all places"])
+    rows = summary.rows()
     if rows:
         terminalreporter.section("what other people's suites counted")
         for row in rows:

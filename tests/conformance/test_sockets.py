@@ -12,7 +12,7 @@ import zlib
 
 import pytest
 from tests.conformance.places import DOORS, SERVICES
-from tests.conformance.sockets import SILENCE_S, Answer, Line
+from tests.conformance.sockets import PATIENCE_S, SILENCE_S, Answer, Line
 from tests.conformance.summary import ALL
 
 from toprope_shared.serving.body import BODY_LIMIT
@@ -37,16 +37,19 @@ def chunks(*parts: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (*parts, b""))
 
 
-def ask(place: str, *pieces: bytes) -> list[Answer]:
+def ask(place: str, *pieces: bytes, silence: float = PATIENCE_S) -> list[Answer]:
     """Send bytes and an honest request behind them, and return every answer until the server closes.
+
+    `silence` is how many seconds a server is listened to before it is told that no more comes.
 
     Whatever the bytes were, what they hide must not be answered, nothing may be the server's failure, and a refusal says why.
     """
     with Line(place) as line:
         line.send(*pieces, SENTINEL)
-        answers = list(line.answers(2.0))
-        line.end()
-        answers += line.answers(2.0)
+        answers = list(line.answers(silence))
+        if not line.closed:  # it waits for more, rightly or not
+            line.end()
+            answers += line.answers()
         assert line.closed, f"the connection stays open after {[answer.status for answer in answers]}"
     assert "hidden" not in [answer.headers.get("x-request-id") for answer in answers]
     for answer in answers:
@@ -160,9 +163,12 @@ BODIES = {
 }
 
 
+UNFINISHED = {shape for shape in BODIES if shape.startswith("more than we take")}  # what they announce never comes
+
+
 @pytest.mark.parametrize("shape", BODIES)
 def test_bodies_that_lie_are_refused_with_a_sentence(place: str, shape: str) -> None:
-    first, *rest = ask(place, BODIES[shape])
+    first, *rest = ask(place, BODIES[shape], silence=2.0 if shape in UNFINISHED else PATIENCE_S)
     assert 400 <= first.status < 500, first
     assert json.loads(first.body)["error"]
     assert [answer.headers.get("x-request-id") for answer in rest] in ([], ["sentinel"])
