@@ -117,12 +117,14 @@ def _private_mib(pid: int) -> float:
 
 
 def _family(pid: int) -> list[int]:
-    """Return a process and all that it has started."""
+    """Return a process and all that it has started; one that is not yet another program has its parent's memory."""
     try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
         children = [text for file in Path(f"/proc/{pid}/task").glob("*/children") for text in file.read_text().split()]
-    except OSError:
-        return []
-    return [pid, *(one for child in children for one in _family(int(child)))]
+        begun = [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes() != words]
+    except OSError:  # one has just ended
+        return [pid]
+    return [pid, *(one for child in begun for one in _family(child))]
 
 
 def _processor_s(pid: int) -> float:
