@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import zlib
 
 import pytest
@@ -79,6 +80,7 @@ SMUGGLING = {
     "two lengths that differ": infer(
         f"Content-Length: {len(BODY) + len(HIDDEN)}", body=BODY + HIDDEN, length=False
     ).replace(b"Host: x", b"Host: x\r\nContent-Length: %d" % len(BODY)),
+    "two hosts": infer("Host: y") + HIDDEN,
     "a list of lengths": infer(f"Content-Length: {len(BODY)}, {len(BODY)}", length=False) + HIDDEN,
     "a length and chunks": infer(CHUNKED, f"Content-Length: {len(BODY)}", body=chunks(BODY), length=False) + HIDDEN,
     "a length that covers what follows the last chunk": infer(
@@ -140,6 +142,13 @@ def test_heads_that_are_none_are_refused(place: str, shape: str) -> None:
 
 
 TOO_MUCH = b"[" * (BODY_LIMIT + 1)
+
+
+def test_what_stands_behind_a_refused_head_is_not_run(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    refused(ask(place, infer("X-Y: " + "a" * 70_000) + infer("X-Request-Id: hidden")))
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 FRAMED = "Inference-Header-Content-Length"
 BODIES = {
     "more than we take": infer(f"Content-Length: {2**40}", length=False),

@@ -105,6 +105,8 @@ class HotHttp(PatientHttp):
 
     def on_headers_complete(self) -> None:
         """Take the request, or leave it to the app."""
+        if self._cut:
+            return
         target = self.hot.find(self.url)
         headers = self._takes() if target else None
         if target is None or headers is None:

@@ -132,6 +132,8 @@ class PatientHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin the body."""
+        if self._cut:  # it stands behind a request for which the connection ends
+            return
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self.offered = True
             return
@@ -141,6 +143,8 @@ class PatientHttp(HttpToolsProtocol):
         # Counting costs more than the rest of this, and a short piece can't hold a long head.
         if bytes_so_far + self._piece > most and self._head_bytes() > most:
             self._cut_long_head()
+        elif sum(name == b"host" for name, _ in self.headers) > 1:
+            self.cut(400, "the request names more than one host (RFC 9112, section 3.2)")
         else:
             super().on_headers_complete()
 
