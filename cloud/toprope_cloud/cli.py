@@ -80,16 +80,18 @@ def cloud_reload(
 
     from toprope_cloud.keys import Keyring
     from toprope_cloud.layout import Layout
-    from toprope_shared.errors import DeadlineError
+    from toprope_shared.errors import DeadlineError, InputError
     from toprope_shared.settings import home
 
     token = Keyring(keys or Layout(home()).keys).token()
     replacing = _ask("POST", url, "/api/workers/reload", token=token)["replacing"]
     end = time.monotonic() + timeout
-    while _ask("GET", url, "/api/workers", token=token)["reloading"]:
+    while (told := _ask("GET", url, "/api/workers", token=token))["reloading"]:
         if time.monotonic() > end:
             raise DeadlineError(f"the workers were not replaced within {timeout:g} s; the cloud's log says why")
         time.sleep(0.2)
+    if told["problem"]:
+        raise InputError(f"not every worker was replaced: {told['problem']}")
     typer.echo(f"{replacing} workers were replaced")
 
 

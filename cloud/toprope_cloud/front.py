@@ -86,7 +86,7 @@ class OneProcess:
 
     def workers(self) -> dict[str, Any]:
         """Return that there are none; see `Front`."""
-        return {"workers": [], "reloading": False, "deaths": 0}
+        return {"workers": [], "reloading": False, "deaths": 0, "problem": ""}
 
     def reload(self) -> int:
         """Refuse; see `Front`."""
@@ -129,7 +129,13 @@ class ManyProcesses:
 
     def workers(self) -> dict[str, Any]:
         """Return number, process id, state, connections and age of each worker; see `Front`."""
-        return {"workers": self._crew.states(), "reloading": self._crew.reloading, "deaths": self._crew.deaths}
+        crew = self._crew
+        return {
+            "workers": crew.states(),
+            "reloading": crew.reloading,
+            "deaths": crew.deaths,
+            "problem": crew.problem,
+        }
 
     def reload(self) -> int:
         """Begin to replace the workers; see `Front`."""

@@ -77,12 +77,11 @@ async def test_a_worker_may_leave_or_be_killed_under_load(service: Service) -> N
         await service.until_ready(2, without=leaver)
         await seen.until(100)
         assert (seen.wrong, seen.broken, service.front.workers()["deaths"]) == (0, 0, 0)
-        own = next(one["connections"] for one in service.front.workers()["workers"] if one["pid"] == victim)
         os.kill(victim, signal.SIGKILL)
         await service.until_ready(2, without=victim)
         await seen.until(100)
     assert seen.wrong == 0
-    assert 0 < seen.broken <= own < CLIENTS
+    assert 0 < seen.broken < CLIENTS  # how many it had at that moment nobody can say: they may change hands at any time
     assert service.front.workers()["deaths"] == 1
 
 

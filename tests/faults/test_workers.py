@@ -11,6 +11,7 @@ from tests.cloud.conftest import Installation, installation
 from tests.fakes.crews import asked, get, serving
 
 from toprope_cloud.settings import CloudSettings
+from toprope_cloud.workers.crew import SPREAD
 from toprope_shared.errors import InputError
 
 __all__ = ["installation"]
@@ -43,7 +44,7 @@ async def test_replacing_all_workers_under_load_fails_no_request_and_keeps_the_l
             await service.until_ready(2, without=victim)
             await seen.until(500)
         assert seen.wrong == 0
-        assert seen.broken <= broken
+        assert seen.broken <= broken + ROUNDS * SPREAD  # some may have changed hands since they were counted
         assert service.front.workers()["deaths"] == ROUNDS
 
 

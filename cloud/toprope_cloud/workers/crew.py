@@ -46,6 +46,10 @@ class Crew:
         begin: makes the first word to a new worker.
         tally: where their counts go.
         inlet: the service's own server, which takes over while no worker answers.
+
+    Attributes:
+        deaths: workers that ended without being told to.
+        problem: why the last replacement was not whole; empty when it was.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Crew:
         self._reloading: asyncio.Task[None] | None = None
         self._ending = False
         self.deaths = 0
+        self.problem = ""
 
     def ready(self) -> bool:
         """Say whether a worker answers."""
@@ -144,6 +149,7 @@ class Crew:
         """
         if self._reloading is not None and not self._reloading.done():
             raise UnavailableError("the workers are being replaced already; try again in a moment")
+        self.problem = ""
         self._reloading = asyncio.create_task(self._reload(), name="reload")
         return len(self._places)
 
@@ -157,7 +163,7 @@ class Crew:
             place.replaced.clear()
             place.replace.set()
             await place.replaced.wait()
-        log.info("every worker was replaced")
+        log.info("every worker was replaced" if not self.problem else "not every worker was replaced")
 
     # One place.
 
@@ -189,6 +195,7 @@ class Crew:
             place.replace.clear()
             fresh = await self._start(place)
             if fresh is None:
+                self.problem = self.problem or f"worker {current.number} stays, because the one in its stead did not begin"
                 log.error("worker %d stays, because the one in its stead did not begin", current.number)
             else:
                 current.drain()
@@ -200,7 +207,8 @@ class Crew:
         try:
             word = self._begin()
         except TopropeError as error:
-            log.error("no worker is started, because the settings are wrong now: %s", error)
+            self.problem = f"no worker is started, because the settings are wrong now: {error}"
+            log.error("%s", self.problem)
             return None
         worker = Handle(next(self._numbers), self._heard, self._gone, place.replace.set)
         self._workers.append(worker)
