@@ -11,7 +11,8 @@ import asyncio
 import itertools
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from toprope_cloud.catalogue import Catalogue, Operator
 from toprope_cloud.loader import TRY_OUT_S, Loader

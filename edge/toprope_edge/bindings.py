@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 import orjson
 import prometheus_client
@@ -337,7 +338,9 @@ def split(response: InferenceResponse, rows: Sequence[Row], manifest: Manifest) 
         return None
     ends = np.cumsum(sizes)
     return [
-        replace(response, outputs={name: array[end - size : end] for name, array in response.outputs.items()})
+        msgspec.structs.replace(
+            response, outputs={name: array[end - size : end] for name, array in response.outputs.items()}
+        )
         for size, end in zip(sizes, ends.tolist(), strict=True)
     ]
 

@@ -11,9 +11,11 @@ import asyncio
 import math
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
+
+from msgspec.structs import replace
 
 from toprope_edge.breaker import Breaker, Permit
 from toprope_edge.budget import QUALITY, Budget

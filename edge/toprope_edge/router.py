@@ -9,8 +9,10 @@ cloud client's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from toprope_edge import confidence, privacy
 from toprope_edge.breaker import State

@@ -1,10 +1,15 @@
-"""One question and one answer, whichever door they came through and whoever answered. Values only."""
+"""One question and one answer, whichever door they came through and whoever answered. Values only.
+
+They are msgspec's structs, because each request makes several: a frozen dataclass takes five times as long to make.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from toprope_shared.manifest import Manifest
 from toprope_shared.tensors import Tensors
@@ -53,8 +58,7 @@ class CloudReason(StrEnum):
     PAYLOAD_TOO_LARGE = "payload_too_large"
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, frozen=True):
     """A question with its inputs already parsed into arrays.
 
     Attributes:
@@ -74,14 +78,13 @@ class InferenceRequest:
     version: str | None = None
     outputs: tuple[str, ...] = ()
     id: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = msgspec.field(default_factory=dict)
     deadline: float | None = None
     priority: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
+class Provenance(msgspec.Struct, frozen=True):
     """What an answer says about itself (sent as `Inference-*` headers and Open Inference parameters).
 
     Attributes:
@@ -107,8 +110,7 @@ class Provenance:
     confidence: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceResponse:
+class InferenceResponse(msgspec.Struct, frozen=True):
     """An answer: arrays by output name, the release that gave it, and its provenance."""
 
     model: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tests.fakes.certificates import tls_pair
 from tests.fakes.clocks import ManualClock
 from tests.fakes.clouds import FakeCloud, Seen, answer, black_hole, closed_port, drip, fake_cloud, reset, says

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from onnx import TensorProto, helper
 from tests.fakes.clocks import ManualClock
 from tests.fakes.clouds import FakeCloud, Seen, answer, closed_port, fake_cloud, reset, says

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tests.fakes.clocks import ManualClock
 from tests.fakes.clouds import FakeCloud, black_hole, closed_port, fake_cloud, says
 from tests.fakes.engines import Gate

@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tests.fakes.served import served
 from tests.shared.serving.conftest import Held, make_manifest, make_shelf
 from typer.testing import CliRunner, Result

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
 
 from toprope_shared.errors import RequestError, TooLargeError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Origin, Parameter, Provenance

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import urllib3
+from msgspec.structs import replace
 from tests.shared.serving.conftest import DIGEST, Server
 
 from toprope_shared import errors
