@@ -18,7 +18,7 @@ import orjson
 from toprope_shared.errors import LinkError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Parameter
 from toprope_shared.serving.provenance import from_parameters, to_parameters
-from toprope_shared.serving.quick_json import quick_infer
+from toprope_shared.serving.quick_json import quick_answer, quick_infer
 from toprope_shared.serving.raw import bytes_of, from_raw, raw_size, to_raw
 from toprope_shared.serving.values import check_datatype, check_shape, encode_numbers, flatten, loads, to_array
 from toprope_shared.tensors import Array, Name, TensorSpec, datatype_of
@@ -172,6 +172,8 @@ def encode_response(response: InferenceResponse, wanted: Wanted) -> tuple[bytes,
     Raises:
         RequestError: an output can't be written as JSON.
     """
+    if wanted is _AS_JSON and len(response.outputs) == 1 and (body := quick_answer(response)):
+        return body, {"Content-Type": JSON_TYPE}
     entries: list[dict[str, Any]] = []
     raws: list[bytes] = []
     for name, array in response.outputs.items():

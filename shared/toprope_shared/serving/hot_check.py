@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from toprope_shared.serving.hot_path import HotPath, Target, Tasks
 from toprope_shared.serving.hot_protocol import heated
+from toprope_shared.serving.known_heads import KnownHeads
 from toprope_shared.serving.patience import PatientHttp
 from toprope_shared.serving.replies import Reply
 
@@ -68,6 +69,7 @@ class _Echo(HotPath):
 
     def __init__(self) -> None:
         self.body_limit = 64
+        self.heads = KnownHeads()
 
     def find(self, url: bytes) -> Any:
         return url if url == b"/hot" else None

@@ -17,6 +17,7 @@ from toprope_shared.serving.body import uncompress
 from toprope_shared.serving.compressing import LEAST_BYTES, compressed
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import error_reply
+from toprope_shared.serving.known_heads import KnownHeads
 from toprope_shared.serving.replies import Reply
 from toprope_shared.serving.roads import HotRoad
 from toprope_shared.serving.visits import GONE, Visit, identify
@@ -56,6 +57,7 @@ class HotPath:
         self.body_limit = plane.body_limit
         self._plane = plane
         self._roads = tuple(roads)
+        self.heads = KnownHeads()
         self._targets: dict[bytes, Target] = {}
 
     def find(self, url: bytes) -> Target | None:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from toprope_shared.serving.hot_path import HotCall, HotPath, Target
 from toprope_shared.serving.http_errors import error_reply
+from toprope_shared.serving.known_heads import KnownHead
 from toprope_shared.serving.patience import PatientHttp
 from toprope_shared.serving.replies import Reply
 
@@ -33,6 +34,7 @@ _DECLINED = frozenset({"expect", "transfer-encoding", "upgrade", "origin"})
 _EACH_NEW = frozenset({"Server-Timing", "X-Request-Id", "traceparent"})
 _BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _lines: dict[tuple[str, str], bytes] = {}
+_defaults: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
 
 class HotCycle:
@@ -87,6 +89,8 @@ class HotHttp(PatientHttp):
         super().__init__(*args, **words)
         self._running: HotCycle | None = None
         self._held = False
+        self._fresh = b""  # the head that begins the piece which is parsed, if its request is there whole
+        self._fresh_length = 0
         self._rested = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -95,6 +99,22 @@ class HotHttp(PatientHttp):
         if self._running:
             self._running.disconnected = True
             self._running.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what came; a whole request whose head came before is not parsed again."""
+        heads = self.hot.heads
+        end = heads.cut(data) if self._is_between() else 0
+        if not end:
+            super().data_received(data)
+            return
+        head, length = data[:end], len(data) - end
+        known = heads.get(head)
+        if known is not None and known.length == length:
+            self._again(known, data[end:])
+            return
+        self._fresh, self._fresh_length = head, length
+        super().data_received(data)
+        self._fresh = b""
 
     def on_message_begin(self) -> None:
         """Begin a request; what only ASGI needs is made when it turns out to be for the app."""
@@ -118,7 +138,10 @@ class HotHttp(PatientHttp):
             return
         self.begin_body()
         before = self.cycle
-        cycle: Any = HotCycle(self, target, headers, self.parser.should_keep_alive())
+        keep_alive = self.parser.should_keep_alive()
+        if self._fresh and int(headers["content-length"]) == self._fresh_length:
+            self.hot.heads.keep(self._fresh, KnownHead(target, headers.copy(), self._fresh_length, keep_alive))
+        cycle: Any = HotCycle(self, target, headers, keep_alive)
         self.cycle = cycle
         if before is None or before.response_complete:
             cycle.turn = True
@@ -197,6 +220,22 @@ class HotHttp(PatientHttp):
             self._held = False
             self.on_response_complete()
 
+    def _is_between(self) -> bool:
+        """Say whether the next byte begins a request, and all before it are answered."""
+        before = self.cycle
+        return not (self._coming or self._cut or self.offered or self.pipeline) and (
+            before is None or bool(before.response_complete)
+        )
+
+    def _again(self, known: KnownHead, body: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._silent = False
+        cycle: Any = HotCycle(self, known.target, known.headers.copy(), known.keep_alive)
+        cycle.complete = cycle.turn = True
+        cycle.parts.append(body)
+        self.cycle = cycle
+        self._begin(cycle)
+
     def _takes(self) -> dict[str, str] | None:
         """Return the request's headers by name if it is for the hot path."""
         parser = self.parser
@@ -234,9 +273,7 @@ class HotHttp(PatientHttp):
             cycle.call = call
 
     def _head(self, reply: Reply, keep_alive: bool) -> bytes:
-        parts = [STATUS_LINE[reply.status]]
-        for name, value in self.server_state.default_headers:
-            parts += (name, b": ", value, b"\r\n")
+        parts = [STATUS_LINE[reply.status], _default_lines(self.server_state.default_headers)]
         for item in reply.headers.items():
             parts.append(_lines.get(item) or _line(item))
         parts.append(b"content-length: %d\r\n" % len(reply.body))
@@ -244,12 +281,22 @@ class HotHttp(PatientHttp):
         return b"".join(parts)
 
 
+def _default_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the lines of what stands in every answer; uvicorn makes a new list each second, with the date."""
+    global _defaults
+    if _defaults[0] is not headers:
+        _defaults = headers, b"".join(b"%b: %b\r\n" % item for item in headers)
+    return _defaults[1]
+
+
 def _line(item: tuple[str, str]) -> bytes:
     name, value = item
+    line = f"{name.lower()}: {value}\r\n".encode("latin-1")
+    if name in _EACH_NEW:  # and was looked at where it came from
+        return line
     if _BAD.search(value):
         raise ValueError(f"the answer's header {name} holds a control character")
-    line = f"{name.lower()}: {value}\r\n".encode("latin-1")
-    if name not in _EACH_NEW and len(_lines) < MAX_LINES:
+    if len(_lines) < MAX_LINES:
         _lines[item] = line
     return line
 
