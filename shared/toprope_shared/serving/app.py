@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Generator, Sequence
@@ -43,6 +44,7 @@ MARGIN_S = 2.0
 LOOK_S = 0.5
 USUAL = Patience()
 BACKLOG = 2048
+COLLECTED_AT = (20_000, 50, 100)  # new objects, and rounds of the younger ones; Python's own are 700, 10, 10
 METRICS_PATHS = ("/metrics", "/monitoring/prometheus/metrics")
 _T = TypeVar("_T")
 
@@ -215,6 +217,12 @@ async def _run(server: uvicorn.Server, socks: Sequence[socket.socket]) -> None:
 
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine on uvloop and return its result; for the command line."""
+    """Run a coroutine on uvloop and return its result; for the command line, as all that its process does from then on.
+
+    What is there now stays, so the garbage collector need not go through it again: with half a million objects it would hold
+    every request up for tens of milliseconds now and then. It also comes less often, because a request leaves nothing to it.
+    """
+    gc.freeze()
+    gc.set_threshold(*COLLECTED_AT)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
