@@ -24,7 +24,8 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_rows: rows of one batch at most.
         max_queue: calls that wait at most; a further one is refused.
         window_ms: milliseconds that the first call of a batch waits for others.
-        threads: the engine's threads in one call; calls that may run at once already use the other cores.
+        threads: the engine's threads in one call; 0 is one, or all cores for a model whose calls are joined in a thread, where
+            that was measured to be faster. Calls that may run at once already use the other cores.
         pinned: whether it stays open whatever other models need.
     """
 
@@ -34,7 +35,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_rows: Annotated[int, msgspec.Meta(ge=1)] = 64
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 1024
     window_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    threads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     pinned: bool = False
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ class Tried:
 
     Attributes:
         choice: what ran.
-        threads: the engine's threads in one call.
+        threads: the engine's threads in one call; 0 is decided when it is opened.
         instances: calls of one session that may run at once.
         memory_bytes: what a session takes, as far as it is known: its file's length until one was measured here.
     """

@@ -64,6 +64,8 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Threads that spin between two calls take the processor from all that answers beside them, and win nothing here.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         # Weights in another file have no digest: without this they would be read from the working directory.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)

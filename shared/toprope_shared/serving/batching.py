@@ -27,7 +27,7 @@ from toprope_shared.serving.batch_queue import DEFAULT_PRIORITY, LAST_PRIORITY, 
 from toprope_shared.serving.joining import Joiner, Outcome, Pace, measure_pace
 from toprope_shared.tensors import Tensors
 
-__all__ = ["BatchSettings", "Batcher", "Done", "Pace", "Ticket", "Timing", "measure_pace"]
+__all__ = ["BatchSettings", "Batcher", "Done", "Pace", "Ticket", "Timing", "is_for_a_thread", "measure_pace"]
 
 TICK_S = 0.0003
 # What one pass of the event loop may give to one model while others wait.
@@ -82,7 +82,7 @@ class Batcher:
         self._joiner = Joiner(session, manifest, apart=not stateful and settings.mode != "off")
         self._queue = BatchQueue(settings.max_queue)
         self._row_s = max(row_s, eight_s / ROWS_MEASURED)
-        pays = not eight_s or eight_s < GAIN * ROWS_MEASURED * row_s
+        pays = not eight_s or _pays(row_s, eight_s)
         inline = settings.mode == "tick" or (settings.mode != "thread" and row_s < TICK_S)
         self._runner: _Inline | _Threads
         if inline:
@@ -160,6 +160,15 @@ class Batcher:
         if not self._retired:
             self._retired = True
             self._runner.finish(self._session)
+
+
+def is_for_a_thread(pace: Pace) -> bool:
+    """Say whether `auto` gives a model one thread, in which calls are joined: the engine has all cores for one call then."""
+    return pace.apart and pace.row_s >= TICK_S and _pays(pace.row_s, pace.eight_s)
+
+
+def _pays(row_s: float, eight_s: float) -> bool:
+    return 0 < eight_s < GAIN * ROWS_MEASURED * row_s
 
 
 def _rows_a_pass(most: int, row_s: float, eight_s: float) -> int:
