@@ -18,14 +18,14 @@ import orjson
 from toprope_shared.errors import LinkError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Parameter
 from toprope_shared.serving.provenance import from_parameters, to_parameters
-from toprope_shared.serving.quick_json import quick_answer, quick_infer
+from toprope_shared.serving.quick_answers import BINARY_TYPE, LENGTH_HEADER, quick_answer
+from toprope_shared.serving.quick_binary import QuickBinary
+from toprope_shared.serving.quick_json import quick_infer
 from toprope_shared.serving.raw import bytes_of, from_raw, raw_size, to_raw
+from toprope_shared.serving.replies import JSON_TYPE
 from toprope_shared.serving.values import check_datatype, check_shape, encode_numbers, flatten, loads, to_array
 from toprope_shared.tensors import Array, Name, TensorSpec, datatype_of
 
-LENGTH_HEADER = "Inference-Header-Content-Length"
-BINARY_TYPE = "application/octet-stream"
-JSON_TYPE = "application/json"
 MAX_TENSORS = 4096
 # What the door itself reads; the rest of a request's parameters goes on as it came.
 _OURS = frozenset({"timeout", "binary_data_output"})
@@ -85,6 +85,7 @@ class Wanted:
 
 
 _AS_JSON = Wanted()
+_quick = QuickBinary[Wanted]()
 
 
 class _Tail:
@@ -153,6 +154,8 @@ def decode_request(
         return InferenceRequest(model=model, version=version, inputs=quick[0], id=quick[1]), _AS_JSON
     if length == 0:
         return InferenceRequest(model=model, version=version, inputs=raw_input(body, specs)), Wanted(binary=True)
+    if length and (known := _quick.read(body, length, model=model, version=version)):
+        return known
     head = _short_head(body[:length]) if length else _convert(body, _Request)
     parameters = head.parameters or {}
     if parameters:
@@ -163,6 +166,9 @@ def decode_request(
     request = InferenceRequest(
         model=model, version=version, inputs=inputs, outputs=names, id=head.id or "", parameters=parameters
     )
+    if length:
+        sizes = {entry.name: (entry.parameters or {}).get("binary_data_size") for entry in head.inputs}
+        _quick.keep(body[:length], request, sizes, wanted)
     return request, wanted
 
 
@@ -172,8 +178,8 @@ def encode_response(response: InferenceResponse, wanted: Wanted) -> tuple[bytes,
     Raises:
         RequestError: an output can't be written as JSON.
     """
-    if wanted is _AS_JSON and len(response.outputs) == 1 and (body := quick_answer(response)):
-        return body, {"Content-Type": JSON_TYPE}
+    if len(response.outputs) == 1 and not wanted.classes and (quick := quick_answer(response, wanted.is_binary)):
+        return quick
     entries: list[dict[str, Any]] = []
     raws: list[bytes] = []
     for name, array in response.outputs.items():

@@ -1,4 +1,4 @@
-"""Reads the commonest requests and writes their answers in one go: floats as plain JSON, without parameters. Pure functions.
+"""Reads the commonest requests in one go: floats as plain JSON, without parameters. Pure functions.
 
 What is not exactly of that form, or is wrong in any way, gives None: the thorough readers of `binary` and `tfjson` then look at
 it, so that every refusal and every rarer form has one place. A number list of 64 values costs a third of the thorough way here,
@@ -11,24 +11,18 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import orjson
 
-from toprope_shared.inference import InferenceResponse, Origin, Provenance
-from toprope_shared.serving.provenance import to_parameters
-from toprope_shared.serving.values import MAX_RANK, encode_numbers
+from toprope_shared.serving.values import MAX_RANK
 from toprope_shared.tensors import Array, Name, TensorSpec
 
 _CODES = {"FP32": "f", "FP64": "d"}
-_DATATYPES = {code: name for name, code in _CODES.items()}
 # Above this many values a test value by value is quicker than a scalar product, which wakes BLAS's threads.
 _SMALL = 4096
-_LONG_ID = 64  # what is written once is kept
 
 
 class _Tensor(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -102,47 +96,6 @@ def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, A
         return None
     flat = _floats(_CODES[specs[0].datatype], rows[0] if len(rows) == 1 else list(chain.from_iterable(rows)))
     return None if flat is None else ({specs[0].name: flat.reshape(len(rows), size)}, in_rows)
-
-
-def quick_answer(response: InferenceResponse) -> bytes | None:
-    """Return the Open Inference answer of one output of floats; None where it must be written thoroughly."""
-    provenance = response.provenance
-    (name, array), *_ = response.outputs.items()
-    code = array.dtype.char
-    if code not in _DATATYPES or provenance.cloud_ms is None or _is_rare(provenance) or len(response.id) > _LONG_ID:
-        return None
-    opening = _opening(response.model, response.version, response.id)
-    parameters = _parameters(response.release_counter, provenance.origin, provenance.artifact, provenance.runtime)
-    head = _tensor_head(name, array.shape, code)
-    data = encode_numbers(array if array.ndim == 1 else array.reshape(-1))
-    return b"%b%b%b},%b%b}]}" % (opening, parameters, repr(round(provenance.cloud_ms, 3)).encode(), head, data)
-
-
-def _is_rare(provenance: Provenance) -> bool:
-    return (
-        provenance.fallback_reason is not None
-        or provenance.degraded_reason is not None
-        or provenance.edge_ms is not None
-        or provenance.confidence is not None
-    )
-
-
-@lru_cache(maxsize=256)
-def _opening(model: str, version: str, id_: str) -> bytes:
-    head = {"model_name": model, "model_version": version} | ({"id": id_} if id_ else {})
-    return orjson.dumps(head)[:-1]
-
-
-@lru_cache(maxsize=256)
-def _parameters(counter: int, origin: Origin, artifact: str, runtime: str) -> bytes:
-    known = to_parameters(Provenance(origin, artifact, runtime))
-    return b',"parameters":' + orjson.dumps({"release_counter": counter, **known})[:-1] + b',"cloud_ms":'
-
-
-@lru_cache(maxsize=256)
-def _tensor_head(name: str, shape: tuple[int, ...], code: str) -> bytes:
-    head = {"name": name, "shape": shape, "datatype": _DATATYPES[code]}
-    return b'"outputs":[' + orjson.dumps(head)[:-1] + b',"data":'
 
 
 def _floats(code: str, values: list[float]) -> Array | None:

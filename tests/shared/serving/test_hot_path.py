@@ -27,6 +27,7 @@ from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.hot_check import protocol_for
 from toprope_shared.serving.hot_path import MAX_TARGETS
 from toprope_shared.serving.hot_protocol import HotHttp
+from toprope_shared.serving.known_heads import MOST, KnownHead, KnownHeads
 from toprope_shared.serving.metrics import Metrics
 from toprope_shared.serving.patience import Patience, PatientHttp
 from toprope_shared.tensors import Tensors
@@ -91,7 +92,7 @@ class Client:
     async def answer(self) -> Answer:
         async with asyncio.timeout(PATIENCE_S):
             head = await self.reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"content-length: (\d+)", head)
+            length = re.search(rb"\r\ncontent-length: (\d+)", head)
             body = await self.reader.readexactly(int(length[1])) if length else b""
         return Answer(head[:-4], body)
 
@@ -245,6 +246,56 @@ async def test_both_roads_give_the_same_bytes(hot: HotModels) -> None:
             if found[0] != found[1]:
                 different[name] = found
     assert different == {}
+
+
+async def test_a_request_that_came_before_is_answered_as_the_first_time(hot: HotModels) -> None:
+    plane = DataPlane(hot, body_limit=BODY_LIMIT)
+    different: dict[str, Any] = {}
+    async with serving(plane) as (port, _):
+        for name, data in TABLE.items():
+            found = []
+            for _ in range(2):
+                async with connected(port) as client:
+                    found.append((await client.ask(data)).steady())
+                    if found[-1][0] == 200 and b"connection: close" not in found[-1][1]:
+                        found.append((await client.ask(data)).steady())
+            if any(one != found[0] for one in found):
+                different[name] = found
+    assert different == {}
+
+
+async def test_a_head_that_came_before_says_nothing_of_another_body(hot: HotModels) -> None:
+    """The same bytes of a head, HTTP's and the tensors', before other numbers, a part of a body, and one more request."""
+
+    def binary(*values: float) -> bytes:
+        raw = np.array(values, np.float32).tobytes()
+        return request(V2, _HEAD + raw, Inference_Header_Content_Length=str(len(_HEAD)))
+
+    async with serving(DataPlane(hot)) as (port, _), connected(port) as client:
+        first = (await client.ask(binary(1, 2, 3))).body
+        assert (await client.ask(binary(1, 2, 3))).body[-4:] == first[-4:]
+        assert (await client.ask(binary(3, 2, 1))).body[-4:] != first[-4:]
+        client.writer.write(binary(1, 2, 3)[:-5])
+        await client.writer.drain()
+        assert (await client.ask(binary(1, 2, 3)[-5:])).body[-4:] == first[-4:]
+        client.writer.write(binary(1, 2, 3) + binary(3, 2, 1) + binary(1, 2, 3))
+        last = [(await client.answer()).body[-4:] for _ in range(3)]
+        assert last[0] == last[2] == first[-4:] != last[1]
+        short = request(V2, _HEAD + b"\0" * 8, Inference_Header_Content_Length=str(len(_HEAD)))
+        refusals = [await client.ask(short) for _ in range(2)]
+        assert [one.status for one in refusals] == [400, 400]
+        assert refusals[0].body == refusals[1].body
+
+
+def test_heads_that_are_another_each_time_do_not_fill_the_memory() -> None:
+    heads = KnownHeads()
+    for number in range(MOST + 2):
+        heads.keep(b"%d" % number, KnownHead(None, {}, 0, True))  # type: ignore[arg-type]
+    assert heads.get(b"0") is None
+    assert heads.get(b"%d" % MOST) is not None
+    for name in ("x-request-id", "traceparent"):
+        heads.keep(name.encode(), KnownHead(None, {name: "1"}, 0, True))  # type: ignore[arg-type]
+        assert heads.get(name.encode()) is None
 
 
 async def test_only_inference_requests_in_their_plain_form_take_the_hot_road(hot: HotModels) -> None:
