@@ -41,7 +41,9 @@ def contestants(installation: ours.Installation) -> list[Contestant]:
     """Return ours, the bare hello and every peer."""
     here = Path(sys.prefix)
     hello = Way(script("hello.py"), {Form.OPEN: OPEN_PATH}, {Form.OPEN: (models.SMALL,)})
-    found = [Contestant(ours.NAME, installation.way(), lambda: here), Contestant(HELLO, hello, lambda: here, numbers=False)]
+    found = [Contestant(ours.NAME, installation.way(), lambda: here)]
+    found.append(Contestant(ours.TWO, installation.way_of_two(), lambda: here))
+    found.append(Contestant(HELLO, hello, lambda: here, numbers=False))
     for name, peer in environments.peers().items():
         found.append(Contestant(name, launch.WAYS[name], partial(environments.ensure, name, peer)))
     return found
@@ -49,14 +51,19 @@ def contestants(installation: ours.Installation) -> list[Contestant]:
 
 def titles() -> dict[str, str]:
     """Return every server's title by name."""
-    own = {ours.NAME: ours.TITLE, HELLO: "hello (no model, no JSON)", BARE: "onnxruntime in a loop (no server)"}
+    own = {
+        ours.NAME: ours.TITLE,
+        ours.TWO: ours.TWO_TITLE,
+        HELLO: "hello (no model, no JSON)",
+        BARE: "onnxruntime in a loop (no server)",
+    }
     return own | {name: peer.title for name, peer in environments.peers().items()}
 
 
 def settings() -> list[str]:
     """Return a sentence on each server's version and how it was run."""
     said = [f"- {load.version()}; onnxruntime {metadata.version('onnxruntime')} with every server."]
-    said += [f"- {ours.TITLE}: {ours.SETTINGS}."]
+    said += [f"- {ours.TITLE}: {ours.SETTINGS}.", f"- {ours.TWO_TITLE}: {ours.TWO_SETTINGS}."]
     for name, peer in environments.peers().items():
         there = environments.FOLDER / name
         version = environments.versions(there, peer.shown) if there.exists() else ""

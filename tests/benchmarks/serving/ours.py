@@ -31,6 +31,8 @@ from toprope_shared.tensors import TensorSpec
 from toprope_training.publish import Operator, publish
 
 NAME, TITLE = "toprope", "toprope"
+TWO, TWO_TITLE = "toprope-2", "toprope, two processes"
+TWO_SETTINGS = "the same with `workers = 2`"
 SETTINGS = "`toprope cloud run` with the models as signed releases, one process, every setting as it is by default"
 
 
@@ -79,6 +81,11 @@ class Installation:
             return Start(words, {**os.environ, "TOPROPE_HOME": str(self._world.home)})
 
         return Way(start, paths, only)
+
+    def way_of_two(self) -> Way:
+        """Return how the cloud is started with two processes, and asked what shows them best."""
+        start = self.way("[cloud]\nworkers = 2\n").start
+        return Way(start, {Form.OPEN: OPEN_PATH}, {Form.OPEN: (models.SMALL, models.HEAVY)})
 
     def close(self) -> None:
         """End what runs."""
