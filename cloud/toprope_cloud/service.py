@@ -66,9 +66,8 @@ async def run(settings: CloudSettings, home: Path, reread: Reread | None = None)
     models, plane = front.side.models, front.side.plane
     fleet = Fleet(layout.database)
     topics = Topics(settings.topic_prefix)
-    credentials = BrokerFiles(layout, topics).cloud()
-    addresses = tuple(Address.parse(url) for url in settings.broker.split(","))
-    link = Link(addresses, client_id=credentials.client_id, username=credentials.username, password=credentials.password)
+    files = BrokerFiles(layout, topics)
+    link = _link(settings, files)
     limits = Limits(settings.training_jobs, settings.training_hours, settings.training_uploads)
     stop = _stop_on_signals()
     try:
@@ -80,23 +79,14 @@ async def run(settings: CloudSettings, home: Path, reread: Reread | None = None)
                 publisher.changed()
 
             await on_change()
-            knows = BrokerFiles(layout, topics).knows
             token, origins = keyring.token(), settings.cors_origins
-            app = build_app(plane, registry, fleet, jobs, token, on_change, knows, cors_origins=origins)
+            app = build_app(plane, registry, fleet, jobs, token, on_change, files.knows, cors_origins=origins)
             book = TelemetryBook(layout.database, registry.releases, FleetCounts(metrics))
             readers = reading(plane, token)
             app.include_router(telemetry_router(book), dependencies=readers)
             app.include_router(models_router(models, labels, token, on_change), dependencies=readers)
             app.include_router(workers_router(front, token), dependencies=readers)
-            sender = Sender(
-                link,
-                topics,
-                registry.blobs,
-                profile=find_profile(settings.broker_profile),
-                shards=settings.sender_shards,
-                schedule=Schedule(settings.broadcast_devices, rate=settings.broadcast_rate),
-                counts=Counts(metrics),
-            )
+            sender = _sender(settings, link, topics, registry.blobs, metrics)
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(front.run(app), name="front"),
@@ -116,6 +106,24 @@ async def run(settings: CloudSettings, home: Path, reread: Reread | None = None)
         await front.side.close()
         labels.close()
         fleet.close()
+
+
+def _link(settings: CloudSettings, files: BrokerFiles) -> Link:
+    addresses = tuple(Address.parse(url) for url in settings.broker.split(","))
+    known = files.cloud()
+    return Link(addresses, client_id=known.client_id, username=known.username, password=known.password)
+
+
+def _sender(settings: CloudSettings, link: Link, topics: Topics, blobs: Blobs, metrics: CollectorRegistry) -> Sender:
+    return Sender(
+        link,
+        topics,
+        blobs,
+        profile=find_profile(settings.broker_profile),
+        shards=settings.sender_shards,
+        schedule=Schedule(settings.broadcast_devices, rate=settings.broadcast_rate),
+        counts=Counts(metrics),
+    )
 
 
 def _stop_on_signals() -> asyncio.Event:

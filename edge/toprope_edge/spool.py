@@ -20,7 +20,8 @@ from typing import Self
 from toprope_edge.cloud_memory import open_database
 from toprope_shared.clock import Clock
 from toprope_shared.inference import InferenceRequest
-from toprope_shared.serving.binary import LENGTH_HEADER, decode_request, encode_request
+from toprope_shared.serving.binary import decode_request, encode_request
+from toprope_shared.serving.raw import LENGTH_HEADER
 from toprope_shared.tensors import Tensors
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ FILES = (GRAPH, "fingerprint.pb", "keras_metadata.pb")
 FOLDERS = ("assets", "assets.extra", "variables")
 MAX_FILES = 4096
 MAX_DEPTH = 8
+MAX_NAME_BYTES = 255
 MODE = 0o644
 
 
@@ -94,7 +95,8 @@ def _checked(name: str) -> str:
     parts = name.split("/")
     inside = all(part not in ("", ".", "..") and part.isprintable() and "\\" not in part for part in parts)
     known = name in FILES if len(parts) == 1 else parts[0] in FOLDERS
-    if not inside or not known or len(parts) > MAX_DEPTH or str(PurePosixPath(name)) != name:
+    short = len(parts) <= MAX_DEPTH and len(name.encode()) <= MAX_NAME_BYTES
+    if not inside or not known or not short or str(PurePosixPath(name)) != name:
         raise LoadError(
             f"the SavedModel holds {name[:80]!r}, which is none of {', '.join(FILES)} or in {', '.join(FOLDERS)}"
         )

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from tests.cloud.conftest import Installation
 
-from toprope_cloud.api import RolloutBody, _measures
+from toprope_cloud.rollouts_api import RolloutBody, _measures
 from toprope_cloud.show import choice_tables
 from toprope_shared.errors import InputError, NotFoundError
 from toprope_shared.messages import DeviceState, Rollout, RunningModel, decode

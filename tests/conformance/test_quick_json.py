@@ -8,8 +8,9 @@ import pytest
 
 from toprope_shared.errors import RequestError
 from toprope_shared.inference import InferenceRequest
-from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request
+from toprope_shared.serving.binary import Wanted, decode_request
 from toprope_shared.serving.quick_json import quick_infer
+from toprope_shared.serving.raw import LENGTH_HEADER
 
 BODIES = (
     b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,2.5,-3e2]}]}',

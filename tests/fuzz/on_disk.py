@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from tests.fuzz.table import MIB, Target
 
 from toprope_cloud.keys import URIS, _uris
 from toprope_edge.settings import EdgeSettings
-from toprope_shared import deltas, settings
+from toprope_shared import deltas, saved_model, settings
 from toprope_shared.deltas.coding import squeeze
 from toprope_shared.deltas.layout import (
     HEADER_BYTES,
@@ -31,7 +33,7 @@ from toprope_shared.deltas.layout import (
     unpack,
 )
 from toprope_shared.digest import sha256
-from toprope_shared.errors import InputError, IntegrityError, ProbeError
+from toprope_shared.errors import InputError, IntegrityError, LoadError, ProbeError
 from toprope_shared.golden import MAX_UNPACKED_BYTES, GoldenSet
 from toprope_shared.signing import read_public
 from toprope_training.delta_regions import regions
@@ -44,7 +46,31 @@ DELTA_BYTES = 32 * MIB
 
 def targets() -> list[Target]:
     """Return this file's targets."""
-    return [*_deltas(), *_files(), *_texts()]
+    return [*_deltas(), *_files(), *_texts(), _saved_model()]
+
+
+def _saved_model() -> Target:
+    with tempfile.TemporaryDirectory(dir=house().path) as name:
+        folder = Path(name)
+        (folder / "variables").mkdir()
+        (folder / saved_model.GRAPH).write_bytes(b"graph")
+        (folder / "variables" / "variables.index").write_bytes(b"index")
+        packed = saved_model.pack(folder)
+    return Target("saved_model.unpack", _unpack, (LoadError,), (packed,), (_far(),), quick=False)
+
+
+def _unpack(data: bytes) -> None:
+    with tempfile.TemporaryDirectory(dir=house().path) as folder:
+        saved_model.unpack(data, Path(folder))
+
+
+def _far() -> bytes:
+    """Return an archive whose file would lie above the folder, under a long name of GNU's."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name in (saved_model.GRAPH, "variables/" + "x" * 300, "../out"):
+            tar.addfile(tarfile.TarInfo(name))
+    return file.getvalue()
 
 
 @cache

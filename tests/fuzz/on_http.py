@@ -47,12 +47,12 @@ from toprope_shared.errors import (
 from toprope_shared.inference import InferenceResponse, Origin, Provenance
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import build_app
-from toprope_shared.serving.binary import LENGTH_HEADER, Wanted, decode_request, decode_response, encode_response
+from toprope_shared.serving.binary import Wanted, decode_request, decode_response, encode_response
 from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.forms import read_field
 from toprope_shared.serving.gate import Gate
-from toprope_shared.serving.raw import from_raw
+from toprope_shared.serving.raw import LENGTH_HEADER, from_raw
 from toprope_shared.serving.replies import Reply as Local
 from toprope_shared.serving.tfexamples import read_examples
 from toprope_shared.serving.tfjson import parse, read_predict

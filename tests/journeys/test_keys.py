@@ -26,7 +26,8 @@ def test_a_device_follows_the_rotation_of_every_key(world: World) -> None:
 def test_the_cloud_answers_no_more_with_a_revoked_release(world: World) -> None:
     world.publish("1.0.0", 1, factor=2.0)
     world.publish("1.1.0", 2, factor=7.0)
-    answers(world, "cloud", 7.0, "cloud")
     url = f"http://127.0.0.1:{world.ports['cloud']}"
+    world.until(lambda: world.ask("cloud", 1.0)[1]["model_version"] == "1.1.0", "the cloud to try the new release out")
+    answers(world, "cloud", 7.0, "cloud")
     world.command("release", "revoke", "double", "1.1.0", "--reason", "it says seven", "--cloud", url)
     answers(world, "cloud", 2.0, "cloud")

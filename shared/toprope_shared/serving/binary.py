@@ -18,10 +18,10 @@ import orjson
 from toprope_shared.errors import LinkError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Parameter
 from toprope_shared.serving.provenance import from_parameters, to_parameters
-from toprope_shared.serving.quick_answers import BINARY_TYPE, LENGTH_HEADER, quick_answer
+from toprope_shared.serving.quick_answers import quick_answer
 from toprope_shared.serving.quick_binary import QuickBinary
 from toprope_shared.serving.quick_json import quick_infer
-from toprope_shared.serving.raw import bytes_of, from_raw, raw_size, to_raw
+from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER, bytes_of, from_raw, raw_size, to_raw
 from toprope_shared.serving.replies import JSON_TYPE
 from toprope_shared.serving.values import check_datatype, check_shape, encode_numbers, flatten, loads, to_array
 from toprope_shared.tensors import Array, Name, TensorSpec, datatype_of

@@ -12,11 +12,10 @@ import orjson
 
 from toprope_shared.inference import InferenceResponse, Origin, Provenance
 from toprope_shared.serving.provenance import to_parameters
+from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER
 from toprope_shared.serving.replies import JSON_TYPE
 from toprope_shared.serving.values import encode_numbers
 
-LENGTH_HEADER = "Inference-Header-Content-Length"
-BINARY_TYPE = "application/octet-stream"
 _DATATYPES = {"f": "FP32", "d": "FP64"}
 _LONG_ID = 64  # what is written once is kept
 

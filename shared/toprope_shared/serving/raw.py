@@ -15,6 +15,8 @@ from toprope_shared.errors import RequestError
 from toprope_shared.serving.values import bytes_array, check_datatype, check_shape
 from toprope_shared.tensors import NUMPY_TYPES, Array, datatype_of
 
+LENGTH_HEADER = "Inference-Header-Content-Length"
+BINARY_TYPE = "application/octet-stream"
 _LENGTH = struct.Struct("<I")
 
 

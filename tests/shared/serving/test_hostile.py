@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from tests.shared.serving.conftest import BODY_LIMIT, Server, make_manifest
 
 from toprope_shared.errors import RequestError
-from toprope_shared.serving.binary import LENGTH_HEADER, decode_request
-from toprope_shared.serving.raw import from_raw
+from toprope_shared.serving.binary import decode_request
+from toprope_shared.serving.raw import LENGTH_HEADER, from_raw
 from toprope_shared.serving.tfjson import read_predict
 from toprope_shared.serving.values import flatten, to_array
 from toprope_shared.tensors import NUMPY_TYPES, TensorSpec

@@ -12,7 +12,7 @@ import zlib
 import pytest
 from tests.shared.serving.conftest import BODY_LIMIT, Server
 
-from toprope_shared.serving.binary import LENGTH_HEADER
+from toprope_shared.serving.raw import LENGTH_HEADER
 
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
 MOST_GROWTH_KB = 60_000

@@ -12,7 +12,8 @@ import pytest
 from tests.shared.serving.conftest import DIGEST, Server
 
 from toprope_shared.inference import InferenceRequest
-from toprope_shared.serving.binary import LENGTH_HEADER, decode_response, encode_request
+from toprope_shared.serving.binary import decode_response, encode_request
+from toprope_shared.serving.raw import LENGTH_HEADER
 from toprope_shared.tensors import NUMPY_TYPES
 
 REGION = {"shared_memory_region": "mine", "shared_memory_byte_size": 12}
