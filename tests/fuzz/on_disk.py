@@ -56,7 +56,7 @@ def _saved_model() -> Target:
         (folder / saved_model.GRAPH).write_bytes(b"graph")
         (folder / "variables" / "variables.index").write_bytes(b"index")
         packed = saved_model.pack(folder)
-    return Target("saved_model.unpack", _unpack, (LoadError,), (packed,), (_far(),), quick=False)
+    return Target("saved_model.unpack", _unpack, (LoadError,), (packed,), (_far(),), ("saved_model.unpack",), quick=False)
 
 
 def _unpack(data: bytes) -> None:

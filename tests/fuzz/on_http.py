@@ -169,7 +169,13 @@ def _parts() -> list[Target]:
         Target(
             "serving.json", _json_request, refused, (JSON_REQUEST,), (EMPTY_AND_WIDE,), ("serving.binary.decode_request",)
         ),
-        Target("serving.binary", _binary_request, refused, (struct.pack("<H", len(head)) + head + raw,)),
+        Target(
+            "serving.binary",
+            _binary_request,
+            refused,
+            (struct.pack("<H", len(head)) + head + raw,),
+            covers=("serving.quick_binary.QuickBinary.read",),
+        ),
         Target("serving.raw_request", _raw_request, refused, (b"\0" + raw, b"\1text")),
         Target(
             "serving.raw",
