@@ -16,13 +16,13 @@ from functools import partial
 import numpy as np
 
 from toprope_edge.loaded import Loaded
-from toprope_edge.memory import give_back_at_once, rss, trim
 from toprope_edge.spare import SpareTime
 from toprope_edge.workers import Workers
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, Session, import_now
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Manifest, Variant
+from toprope_shared.resident import give_back_at_once, resident_bytes, trim
 from toprope_shared.tensors import Array, TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Opener:
         if chosen.format != variant.format:
             raise LoadError(f"{engine} opens {chosen.format} files and the variant {variant.name} is {variant.format}")
         import_now(chosen)  # the first open of an engine imports it, which is no cost of the session
-        before, started = rss(), time.perf_counter()
+        before, started = resident_bytes(), time.perf_counter()
         with _aside(spare):
             data = self._blobs.read(variant.artifact.sha256)
         stateful = variant.needs.stateful
@@ -160,7 +160,7 @@ class Opener:
                 session.close()
                 loaded.session = opened(data, manifest.inputs, manifest.outputs)
         loaded.open_s = time.perf_counter() - started
-        loaded.cost = max(rss() - before, variant.artifact.length)
+        loaded.cost = max(resident_bytes() - before, variant.artifact.length)
         return loaded
 
 

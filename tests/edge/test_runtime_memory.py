@@ -31,7 +31,7 @@ async def runtime(
     engines: dict[str, Engine], blobs: Blobs, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Runtime]:
     # Without a rise a session costs its file's length, whatever the allocator does in this process.
-    monkeypatch.setattr(opener, "rss", lambda: 0)
+    monkeypatch.setattr(opener, "resident_bytes", lambda: 0)
     async with Runtime(engines, blobs, memory_budget=4, pinned=("kept",), inline_s=0) as made:
         yield made
         gate.open()
@@ -54,7 +54,7 @@ async def test_the_cost_of_a_session_is_the_memory_that_it_took(
     runtime: Runtime, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rises = iter((100 << 10, 3 << 20))
-    monkeypatch.setattr(opener, "rss", lambda: next(rises))
+    monkeypatch.setattr(opener, "resident_bytes", lambda: next(rises))
     manifest = release(blobs, "one")
     loaded = await runtime.prepare(manifest, manifest.variants[0], "onnxruntime")
     assert loaded.cost == (3 << 20) - (100 << 10) > manifest.variants[0].artifact.length

@@ -18,11 +18,11 @@ from pathlib import Path
 from tests.benchmarks.edge import subjects
 from tests.benchmarks.results import Goal, Table, show
 
-from toprope_edge.memory import rss, trim
 from toprope_edge.runtime import Runtime
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import find_engines
 from toprope_shared.manifest import Manifest
+from toprope_shared.resident import resident_bytes, trim
 
 BLOCKS = 10
 SWAPS = 100
@@ -104,7 +104,7 @@ async def _swaps(runtime: Runtime, versions: list[Manifest], engine: str, count:
     for number in range(count):
         await _swap(runtime, versions[number % 2], engine)
         await asyncio.sleep(pause_s)
-        result.rss.append(rss())
+        result.rss.append(resident_bytes())
 
 
 async def _swap(runtime: Runtime, manifest: Manifest, engine: str) -> None:
