@@ -97,6 +97,9 @@ class Ticket:
 class BatchQueue:
     """Tickets by priority, first come first served.
 
+    Attributes:
+        waiting: how many wait; on the event loop, who takes calls of other kinds (`bulk`) counts them in it too.
+
     Args:
         most: how many may wait.
     """
@@ -118,6 +121,10 @@ class BatchQueue:
             self._lanes[ticket.priority].append(ticket)
             self._changed.notify()
         return True
+
+    def has_room(self) -> bool:
+        """Say whether one more may wait."""
+        return self.waiting < self._most
 
     def forget(self, ticket: Ticket) -> None:
         """Stop counting a ticket whose caller went away."""

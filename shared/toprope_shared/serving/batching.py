@@ -24,6 +24,7 @@ from toprope_shared.engines import Session
 from toprope_shared.errors import DeadlineError, OverloadedError, UnavailableError
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.batch_queue import DEFAULT_PRIORITY, LAST_PRIORITY, TOO_LATE, BatchQueue, Done, Ticket, Timing
+from toprope_shared.serving.bulk import Bulk, BulkCall
 from toprope_shared.serving.joining import Joiner, Outcome, Pace, measure_pace
 from toprope_shared.tensors import Tensors
 
@@ -58,6 +59,9 @@ class BatchSettings:
 class Batcher:
     """Runs one opened session for many callers.
 
+    Attributes:
+        bulk: what the plainest calls look like, for who hands them in with `submit_bulk`; None where there are none.
+
     Args:
         session: opened; `retire` closes it.
         manifest: the release's; requests are joined only where every input and output has a free batch axis.
@@ -85,10 +89,11 @@ class Batcher:
         pays = not eight_s or _pays(row_s, eight_s)
         inline = settings.mode == "tick" or (settings.mode != "thread" and row_s < TICK_S)
         self._runner: _Inline | _Threads
+        self.bulk: Bulk | None = None
         if inline:
-            self._runner = _Inline(
-                self._queue, self._joiner, _rows_a_pass(settings.max_rows, row_s, eight_s), settings.window_s
-            )
+            self.bulk = Bulk.of(manifest, self._joiner, self._queue)
+            rows = _rows_a_pass(settings.max_rows, row_s, eight_s)
+            self._runner = _Inline(self._queue, self._joiner, self.bulk, rows, settings.window_s)
         elif settings.mode == "thread" or (self._joiner.joins and pays):
             self._runner = _Threads(self._queue, self._joiner, settings.max_rows, settings.window_s, threads=1)
         else:
@@ -132,6 +137,13 @@ class Batcher:
         self._runner.added(ticket)
         return ticket
 
+    def submit_bulk(self, call: BulkCall) -> None:
+        """Hand in a plain call after `bulk` was asked whether it takes one; it is answered in the same pass, or sent back."""
+        if self.bulk is None:
+            raise UnavailableError(f"{self._title} takes no plain calls", retry_after_s=1)
+        self.bulk.add(call)
+        self._runner.added(None)
+
     async def run(self, inputs: Tensors, *, deadline: float | None = None, priority: int = 0) -> tuple[Tensors, Timing]:
         """Hand in a call and wait for its end; cancelling this cancels the call.
 
@@ -158,7 +170,7 @@ class Batcher:
     def retire(self) -> None:
         """Take no more calls, and close the session once the last one has ended. Does not block."""
         if not self._retired:
-            self._retired = True
+            self._retired, self.bulk = True, None
             self._runner.finish(self._session)
 
 
@@ -197,16 +209,17 @@ def _split_late(batch: list[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
 class _Inline:
     """Runs on the event loop, once for all that was added in one pass of it."""
 
-    def __init__(self, queue: BatchQueue, joiner: Joiner, rows: int, window_s: float) -> None:
+    def __init__(self, queue: BatchQueue, joiner: Joiner, bulk: Bulk | None, rows: int, window_s: float) -> None:
         self._queue = queue
         self._joiner = joiner
+        self._bulk = bulk
         self._rows = rows
         self._window_s = window_s
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: Session | None = None
 
-    def added(self, ticket: Ticket) -> None:
+    def added(self, ticket: Ticket | None) -> None:
         if self._scheduled:
             if self._timer and self._queue.waiting >= self._rows:  # there is nothing more to wait for
                 self._timer.cancel()
@@ -230,11 +243,12 @@ class _Inline:
     def _pass(self) -> None:
         self._timer = None
         until = time.perf_counter() + TICK_BUDGET_S
-        while batch := self._queue.take(self._rows, self._joiner.joins):
-            wanted, late = _split_late(batch)
-            for ticket in late:
-                ticket.expire()
-            _settle(self._joiner.run(wanted))
+        while self._queue.waiting:
+            plain = self._bulk.waiting if self._bulk else 0
+            if self._queue.waiting > plain:
+                self._run_tickets()
+            if self._bulk and plain:
+                self._bulk.run(self._rows)
             if time.perf_counter() > until:
                 break
         self._scheduled = self._queue.waiting > 0
@@ -242,6 +256,12 @@ class _Inline:
             self._soon()
         elif self._last:
             self._last.close()
+
+    def _run_tickets(self) -> None:
+        wanted, late = _split_late(self._queue.take(self._rows, self._joiner.joins))
+        for ticket in late:
+            ticket.expire()
+        _settle(self._joiner.run(wanted))
 
 
 class _Threads:
@@ -258,14 +278,14 @@ class _Threads:
         self._last: Session | None = None
         self._closing = threading.Lock()
 
-    def added(self, ticket: Ticket) -> None:
+    def added(self, ticket: Ticket | None) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
             self._running = self._threads
             for number in range(self._threads):
                 threading.Thread(target=self._work, args=(loop,), name=f"infer-{number}", daemon=True).start()
-        if ticket.deadline is not None:
+        if ticket and ticket.deadline is not None:
             ticket.timer = loop.call_later(max(0.0, ticket.deadline - time.monotonic()), ticket.expire)
 
     def finish(self, session: Session) -> None:

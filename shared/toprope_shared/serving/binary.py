@@ -19,7 +19,7 @@ from toprope_shared.errors import LinkError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, Parameter
 from toprope_shared.serving.provenance import from_parameters, to_parameters
 from toprope_shared.serving.quick_answers import quick_answer
-from toprope_shared.serving.quick_binary import QuickBinary
+from toprope_shared.serving.quick_binary import Known, QuickBinary
 from toprope_shared.serving.quick_json import quick_infer
 from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER, bytes_of, from_raw, raw_size, to_raw
 from toprope_shared.serving.replies import JSON_TYPE
@@ -85,6 +85,7 @@ class Wanted:
 
 
 _AS_JSON = Wanted()
+_HURRY = frozenset({"timeout", "priority"})
 _quick = QuickBinary[Wanted]()
 
 
@@ -170,6 +171,17 @@ def decode_request(
         sizes = {entry.name: (entry.parameters or {}).get("binary_data_size") for entry in head.inputs}
         _quick.keep(body[:length], request, sizes, wanted)
     return request, wanted
+
+
+def known_binary(body: bytes, length: int) -> Known[Wanted] | None:
+    """Return what the JSON head of a binary request means, if it came before and wants nothing special.
+
+    Args:
+        body: uncompressed.
+        length: bytes of its head.
+    """
+    known = _quick.find(body, length)
+    return known if known and not known.wanted.classes and _HURRY.isdisjoint(known.request.parameters) else None
 
 
 def encode_response(response: InferenceResponse, wanted: Wanted) -> tuple[bytes, dict[str, str]]:

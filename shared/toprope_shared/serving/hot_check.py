@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import uvicorn
@@ -73,6 +73,9 @@ class _Echo(HotPath):
 
     def find(self, url: bytes) -> Any:
         return url if url == b"/hot" else None
+
+    def way(self, target: Target, headers: Mapping[str, str]) -> None:
+        return None
 
     def begin(
         self, target: Target, headers: dict[str, str], body: bytes, answer: Callable[[Reply], None], tasks: Tasks

@@ -8,12 +8,13 @@ door. Both give the very bytes that the door's ordinary route gives. No transpor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from toprope_shared.serving.batch_queue import Ticket
 from toprope_shared.serving.body import uncompress
+from toprope_shared.serving.bulk_way import BulkDesk, BulkWay
 from toprope_shared.serving.compressing import LEAST_BYTES, compressed
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import error_reply
@@ -58,11 +59,21 @@ class HotPath:
         self._plane = plane
         self._roads = tuple(roads)
         self.heads = KnownHeads()
+        self._desk = BulkDesk(plane)
         self._targets: dict[bytes, Target] = {}
 
     def find(self, url: bytes) -> Target | None:
         """Return what a request's raw target means; None leaves the request to the app."""
         return self._targets.get(url) or self._look(url)
+
+    def way(self, target: Target, headers: Mapping[str, str]) -> BulkWay | None:
+        """Return the way of the requests with one head if they may be answered by the batch.
+
+        Args:
+            target: from `find`.
+            headers: by lower-case name.
+        """
+        return self._desk.way(target, headers)
 
     def _look(self, url: bytes) -> Target | None:
         path = url.decode("latin-1")

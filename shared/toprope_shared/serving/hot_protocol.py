@@ -18,6 +18,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from toprope_shared.serving.bulk_way import BulkWay
 from toprope_shared.serving.hot_path import HotCall, HotPath, Target
 from toprope_shared.serving.http_errors import error_reply
 from toprope_shared.serving.known_heads import KnownHead
@@ -80,6 +81,25 @@ class HotCycle:
         self.protocol.answer(self, reply)
 
 
+class BulkCycle:
+    """The request of a connection that is answered by the batch, in the place of uvicorn's cycle; one, used again and again."""
+
+    __slots__ = ("disconnected", "keep_alive", "response_complete", "response_started")
+
+    def __init__(self) -> None:
+        self.keep_alive = True
+        self.disconnected = self.response_started = False
+        self.response_complete = True
+
+    @property
+    def message_event(self) -> BulkCycle:
+        """What uvicorn sets when the connection is lost: here, the cycle itself."""
+        return self
+
+    def set(self) -> None:
+        """Do nothing: the batch asks before it runs."""
+
+
 class HotHttp(PatientHttp):
     """uvicorn's protocol with the hot path; `heated` gives it one."""
 
@@ -92,6 +112,7 @@ class HotHttp(PatientHttp):
         self._fresh = b""  # the head that begins the piece which is parsed, if its request is there whole
         self._fresh_length = 0
         self._rested = self.loop.time()
+        self._bulk = BulkCycle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop what runs for a caller who is gone; uvicorn itself tells only the newest request."""
@@ -110,7 +131,14 @@ class HotHttp(PatientHttp):
         head, length = data[:end], len(data) - end
         known = heads.get(head)
         if known is not None and known.length == length:
-            self._again(known, data[end:])
+            self._silent = False
+            body = data[end:]
+            if known.way is not None and known.way.take(self, body):
+                cycle: Any = self._bulk
+                cycle.response_started = cycle.response_complete = False
+                self.cycle = cycle
+            else:
+                self._again(known.target, known.headers, body, known.keep_alive)
             return
         self._fresh, self._fresh_length = head, length
         super().data_received(data)
@@ -140,7 +168,8 @@ class HotHttp(PatientHttp):
         before = self.cycle
         keep_alive = self.parser.should_keep_alive()
         if self._fresh and int(headers["content-length"]) == self._fresh_length:
-            self.hot.heads.keep(self._fresh, KnownHead(target, headers.copy(), self._fresh_length, keep_alive))
+            way = self.hot.way(target, headers.copy()) if keep_alive else None
+            self.hot.heads.keep(self._fresh, KnownHead(target, headers.copy(), self._fresh_length, keep_alive, way))
         cycle: Any = HotCycle(self, target, headers, keep_alive)
         self.cycle = cycle
         if before is None or before.response_complete:
@@ -189,6 +218,37 @@ class HotHttp(PatientHttp):
             self.transport.close()
         self.on_response_complete()
 
+    def gone(self) -> bool:
+        """Say whether nobody waits for an answer any more."""
+        return self._cut or self.transport.is_closing()
+
+    def opening(self) -> bytes:
+        """Return the status line of a good answer, and the header lines that every answer has."""
+        return STATUS_LINE[200] + _default_lines(self.server_state.default_headers)
+
+    def deliver(self, answer: bytes) -> None:
+        """Write an answer that came out of a batch, and go on to the next request of the pipeline."""
+        cycle = self._bulk
+        if cycle.response_complete or self.gone():
+            return
+        if not cycle.keep_alive:  # the server ends
+            answer = answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
+        self.transport.write(answer)
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def detour(self, way: BulkWay, body: bytes) -> None:
+        """Answer a request of a batch by itself."""
+        self._bulk.response_complete = True
+        if self.gone():
+            return
+        following: Any = self.cycle
+        self._again(way.target, way.headers, body, self._bulk.keep_alive)
+        if following is not self._bulk:  # uvicorn knows the newest one
+            self.cycle = following
+
     def on_response_complete(self) -> None:
         """Go on to the next request once the client has taken enough of what was sent."""
         if self.flow.write_paused and not self.transport.is_closing():
@@ -227,10 +287,9 @@ class HotHttp(PatientHttp):
             before is None or bool(before.response_complete)
         )
 
-    def _again(self, known: KnownHead, body: bytes) -> None:
-        self._unset_keepalive_if_required()
-        self._silent = False
-        cycle: Any = HotCycle(self, known.target, known.headers.copy(), known.keep_alive)
+    def _again(self, target: Target, headers: dict[str, str], body: bytes, keep_alive: bool) -> None:
+        """Answer a request that is here whole, and whose head is known."""
+        cycle: Any = HotCycle(self, target, headers.copy(), keep_alive)
         cycle.complete = cycle.turn = True
         cycle.parts.append(body)
         self.cycle = cycle

@@ -97,15 +97,25 @@ class Joiner:
                 return outcomes
         return [self._alone(ticket) for ticket in batch]
 
-    def _together(self, batch: Sequence[Ticket], start: float) -> list[Outcome]:
-        joined = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in self._inputs}
+    def run_rows(self, joined: Tensors, rows: int) -> Tensors:
+        """Run rows of several calls, and return the outputs of as many rows.
+
+        Raises:
+            EngineError: the engine refused one of them, or failed.
+            ValueError: the outputs have other rows; the model does not keep them apart.
+        """
         outputs = self._session.run(joined)
-        seconds = time.perf_counter() - start
-        rows = sum(ticket.rows for ticket in batch)
         for name, array in outputs.items():
             if not array.ndim or len(array) != rows:
                 raise _NotApartError(f"output {name!r} has shape {list(array.shape)} for {rows} rows")
         self._strikes = 0
+        return outputs
+
+    def _together(self, batch: Sequence[Ticket], start: float) -> list[Outcome]:
+        joined = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in self._inputs}
+        rows = sum(ticket.rows for ticket in batch)
+        outputs = self.run_rows(joined, rows)
+        seconds = time.perf_counter() - start
         outcomes, at = [], 0
         for ticket in batch:
             end = at + ticket.rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from toprope_shared.serving.bulk_way import BulkWay
     from toprope_shared.serving.hot_path import Target
 
 MOST = 256
@@ -19,12 +20,21 @@ _END = b"\r\n\r\n"
 
 
 class KnownHead(NamedTuple):
-    """What a head means: the target, the headers by lower-case name, the bytes of the body, and whether more may follow."""
+    """What a head means.
+
+    Attributes:
+        target: of its path.
+        headers: by lower-case name.
+        length: bytes of the body.
+        keep_alive: whether more may follow on the connection.
+        way: of its requests if they may be answered by the batch.
+    """
 
     target: Target
     headers: dict[str, str]
     length: int
     keep_alive: bool
+    way: BulkWay | None = None
 
 
 class KnownHeads:

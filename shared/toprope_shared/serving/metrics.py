@@ -59,10 +59,16 @@ class _Histogram:
         self.counts = [0] * (len(edges) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, times: int = 1) -> None:
         # An edge belongs to the bucket that it ends.
-        self.counts[bisect_left(self._edges, value)] += 1
-        self.total += value
+        self.counts[bisect_left(self._edges, value)] += times
+        self.total += value * times
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        counts, edges = self.counts, self._edges
+        for value in values:
+            counts[bisect_left(edges, value)] += 1
+        self.total += sum(values)
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return Prometheus' buckets: each edge with the number of values that are not above it."""
@@ -114,6 +120,22 @@ class Bound:
         model.queue_s.observe(queue_s)
         model.run_s.observe(run_s)
         model.rows.observe(rows)
+
+    def batch(self, seconds: Sequence[float], queue_s: Sequence[float], run_s: float, rows: int) -> None:
+        """Count all answers of one batch; as `batched` for each.
+
+        Args:
+            seconds: the whole of each answer.
+            queue_s: of these, waiting for the engine.
+            run_s: in the engine.
+            rows: of the batch.
+        """
+        self.count += len(seconds)
+        self._seconds.observe_all(seconds)
+        model = self._model
+        model.queue_s.observe_all(queue_s)
+        model.run_s.observe(run_s, len(seconds))
+        model.rows.observe(rows, len(seconds))
 
 
 class Metrics(Collector):

@@ -20,6 +20,7 @@ from toprope_shared.manifest import Manifest
 from toprope_shared.serving import describing
 from toprope_shared.serving.binary import Wanted, decode_request, encode_response
 from toprope_shared.serving.body import read_body
+from toprope_shared.serving.bulk_forms import open_form
 from toprope_shared.serving.classification import best_classes
 from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane
@@ -114,7 +115,7 @@ class OpenInferenceDoor:
     def hot_road(self) -> HotRoad:
         """Return which requests may take the hot road."""
         pattern = rf"/v2/models/(?P<model>{PLAIN})(?:/versions/(?P<version>{PLAIN}))?/infer"
-        return HotRoad(re.compile(pattern), OpenInferenceExchange, self.infer)
+        return HotRoad(re.compile(pattern), OpenInferenceExchange, self.infer, bulk=open_form)
 
     async def infer(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer an inference request, whatever transport brought it.

@@ -60,7 +60,7 @@ def to_headers(response: InferenceResponse, total_ms: float, queue_ms: float | N
     if queue_ms is None:
         queue_ms = max(0.0, total_ms - edge_ms - cloud_ms)
     headers = {"Server-Timing": f"queue;dur={queue_ms:.3f}, local;dur={edge_ms:.3f}, cloud;dur={cloud_ms:.3f}"}
-    headers |= _lasting(response.model, response.version, provenance.origin, provenance.artifact, provenance.runtime)
+    headers |= lasting_headers(response.model, response.version, provenance.origin, provenance.artifact, provenance.runtime)
     if provenance.fallback_reason is not None:
         headers["Inference-Fallback"] = str(provenance.fallback_reason)
     if provenance.degraded_reason is not None:
@@ -71,7 +71,7 @@ def to_headers(response: InferenceResponse, total_ms: float, queue_ms: float | N
 
 
 @lru_cache(maxsize=1024)
-def _lasting(model: str, version: str, origin: Origin, artifact: str, runtime: str) -> Mapping[str, str]:
+def lasting_headers(model: str, version: str, origin: Origin, artifact: str, runtime: str) -> Mapping[str, str]:
     """Return the headers that every answer of a variant has."""
     values = {
         "Inference-Origin": str(origin),

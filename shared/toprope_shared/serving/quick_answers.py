@@ -17,7 +17,7 @@ from toprope_shared.serving.replies import JSON_TYPE
 from toprope_shared.serving.values import encode_numbers
 
 _DATATYPES = {"f": "FP32", "d": "FP64"}
-_LONG_ID = 64  # what is written once is kept
+LONG_ID = 64  # what is written once is kept
 
 
 def quick_answer(response: InferenceResponse, is_binary: Callable[[str], bool]) -> tuple[bytes, dict[str, str]] | None:
@@ -30,17 +30,17 @@ def quick_answer(response: InferenceResponse, is_binary: Callable[[str], bool]) 
     provenance = response.provenance
     ((name, array),) = response.outputs.items()
     code = array.dtype.char
-    if code not in _DATATYPES or provenance.cloud_ms is None or _is_rare(provenance) or len(response.id) > _LONG_ID:
+    if code not in _DATATYPES or provenance.cloud_ms is None or _is_rare(provenance) or len(response.id) > LONG_ID:
         return None
-    opening = _opening(response.model, response.version, response.id)
-    parameters = _parameters(response.release_counter, provenance.origin, provenance.artifact, provenance.runtime)
+    start = opening(response.model, response.version, response.id)
+    middle = parameters(response.release_counter, provenance.origin, provenance.artifact, provenance.runtime)
     cloud_ms = repr(round(provenance.cloud_ms, 3)).encode()
     if not is_binary(name):
         data = encode_numbers(array if array.ndim == 1 else array.reshape(-1))
-        body = b"%b%b%b},%b%b}]}" % (opening, parameters, cloud_ms, _json_tensor(name, array.shape, code), data)
+        body = b"%b%b%b},%b%b}]}" % (start, middle, cloud_ms, json_tensor(name, array.shape, code), data)
         return body, {"Content-Type": JSON_TYPE}
     raw = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    text = b"%b%b%b},%b" % (opening, parameters, cloud_ms, _raw_tensor(name, array.shape, code, len(raw)))
+    text = b"%b%b%b},%b" % (start, middle, cloud_ms, raw_tensor(name, array.shape, code, len(raw)))
     return text + raw, {"Content-Type": BINARY_TYPE, LENGTH_HEADER: str(len(text))}
 
 
@@ -54,24 +54,24 @@ def _is_rare(provenance: Provenance) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _opening(model: str, version: str, id_: str) -> bytes:
+def opening(model: str, version: str, id_: str) -> bytes:
     head = {"model_name": model, "model_version": version} | ({"id": id_} if id_ else {})
     return orjson.dumps(head)[:-1]
 
 
 @lru_cache(maxsize=256)
-def _parameters(counter: int, origin: Origin, artifact: str, runtime: str) -> bytes:
+def parameters(counter: int, origin: Origin, artifact: str, runtime: str) -> bytes:
     known = to_parameters(Provenance(origin, artifact, runtime))
     return b',"parameters":' + orjson.dumps({"release_counter": counter, **known})[:-1] + b',"cloud_ms":'
 
 
 @lru_cache(maxsize=256)
-def _json_tensor(name: str, shape: tuple[int, ...], code: str) -> bytes:
+def json_tensor(name: str, shape: tuple[int, ...], code: str) -> bytes:
     head = {"name": name, "shape": shape, "datatype": _DATATYPES[code]}
     return b'"outputs":[' + orjson.dumps(head)[:-1] + b',"data":'
 
 
 @lru_cache(maxsize=256)
-def _raw_tensor(name: str, shape: tuple[int, ...], code: str, size: int) -> bytes:
+def raw_tensor(name: str, shape: tuple[int, ...], code: str, size: int) -> bytes:
     head = {"name": name, "shape": shape, "datatype": _DATATYPES[code], "parameters": {"binary_data_size": size}}
     return b'"outputs":[' + orjson.dumps(head) + b"]}"

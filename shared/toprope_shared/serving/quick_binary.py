@@ -20,15 +20,19 @@ MAX_BYTES = 1024
 _W = TypeVar("_W")
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
+    """Where the bytes of one tensor stand, and what they are."""
+
     name: str
     dtype: np.dtype[np.generic]
     elements: int
     shape: tuple[int, ...]
 
 
-class _Known(NamedTuple, Generic[_W]):
-    layouts: tuple[_Layout, ...]
+class Known(NamedTuple, Generic[_W]):
+    """What a head means: the tensors behind it and their bytes, the request without them, and how its outputs are wanted."""
+
+    layouts: tuple[Layout, ...]
     size: int
     request: InferenceRequest
     wanted: _W
@@ -38,7 +42,12 @@ class QuickBinary(Generic[_W]):
     """Requests by the bytes of their heads, not many at a time; `_W` is how their outputs are wanted."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, _Known[_W]] = {}
+        self._known: dict[bytes, Known[_W]] = {}
+
+    def find(self, body: bytes, length: int) -> Known[_W] | None:
+        """Return what the head of a body means, if it came before and as many bytes are behind it as it says."""
+        known = self._known.get(body[:length])
+        return known if known is not None and len(body) - length == known.size else None
 
     def read(self, body: bytes, length: int, *, model: str, version: str | None) -> tuple[InferenceRequest, _W] | None:
         """Return a request and how its outputs are wanted; None where it must be looked at thoroughly.
@@ -48,8 +57,8 @@ class QuickBinary(Generic[_W]):
             length: bytes of its head.
             model, version: of the path.
         """
-        known = self._known.get(body[:length])
-        if known is None or len(body) - length != known.size:
+        known = self.find(body, length)
+        if known is None:
             return None
         arrays: dict[str, Array] = {}
         at = length
@@ -75,9 +84,9 @@ class QuickBinary(Generic[_W]):
         for name, array in request.inputs.items():
             if array.dtype.kind not in "fiu" or sizes[name] != array.nbytes or not array.size:
                 return
-            layouts.append(_Layout(name, array.dtype.newbyteorder("<"), math.prod(array.shape), array.shape))
+            layouts.append(Layout(name, array.dtype.newbyteorder("<"), math.prod(array.shape), array.shape))
         if len(self._known) >= MOST:
             self._known.clear()
         size = sum(array.nbytes for array in request.inputs.values())
         bare = InferenceRequest(request.model, {}, None, request.outputs, request.id, request.parameters)
-        self._known[head] = _Known(tuple(layouts), size, bare, wanted)
+        self._known[head] = Known(tuple(layouts), size, bare, wanted)

@@ -9,8 +9,10 @@ UTF-8.
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from toprope_shared.serving.values import MAX_RANK
 from toprope_shared.tensors import Array, Name, TensorSpec
 
 _CODES = {"FP32": "f", "FP64": "d"}
-# Above this many values a test value by value is quicker than a scalar product, which wakes BLAS's threads.
+# Above this many values an argument each costs more than it saves.
 _SMALL = 4096
 
 
@@ -52,25 +54,42 @@ _predict = msgspec.json.Decoder(_Predict)
 
 def quick_infer(body: bytes) -> tuple[dict[str, Array], str] | None:
     """Return the inputs and the id of an Open Inference request; None where it must be looked at thoroughly."""
-    try:
-        message = _infer.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    unset = msgspec.UNSET
-    if message.parameters is not unset or message.outputs is not unset:
+    message = _plain(body)
+    if message is None:
         return None
     arrays: dict[str, Array] = {}
     for tensor in message.inputs:
         shape, data = tensor.shape, tensor.data
-        if tensor.parameters is not unset or tensor.name in arrays or len(shape) > MAX_RANK:
+        if tensor.parameters is not msgspec.UNSET or tensor.name in arrays or len(shape) > MAX_RANK:
             return None
         if math.prod(shape) != len(data) or min(shape, default=1) < 1:
             return None
-        flat = _floats(_CODES[tensor.datatype], data)
-        if flat is None:
+        code = _CODES[tensor.datatype]
+        packed = _packed(code, data)
+        if packed is None:
             return None
-        arrays[tensor.name] = flat.reshape(shape)
+        arrays[tensor.name] = np.frombuffer(packed, dtype=code).reshape(shape)
     return arrays, message.id
+
+
+def packed_infer(body: bytes, spec: TensorSpec) -> tuple[bytes, int, str] | None:
+    """Return the input's values, its rows and the id of an Open Inference request with one input of FP32, or None.
+
+    Args:
+        body: uncompressed.
+        spec: of the input; all but the first axis have a size.
+    """
+    message = _plain(body)
+    if message is None or len(message.inputs) != 1:
+        return None
+    tensor = message.inputs[0]
+    shape, data = tensor.shape, tensor.data
+    if tensor.name != spec.name or tensor.datatype != "FP32" or tensor.parameters is not msgspec.UNSET:
+        return None
+    if not shape or shape[0] < 1 or tuple(shape[1:]) != spec.shape[1:] or math.prod(shape) != len(data):
+        return None
+    packed = _packed("f", data)
+    return None if packed is None else (packed, shape[0], message.id)
 
 
 def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array], bool] | None:
@@ -82,6 +101,36 @@ def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, A
     """
     if len(specs) != 1 or len(specs[0].shape) != 2 or specs[0].datatype not in _CODES:
         return None
+    code = _CODES[specs[0].datatype]
+    found = _matrix(body, code)
+    if found is None:
+        return None
+    packed, rows, in_rows = found
+    return {specs[0].name: np.frombuffer(packed, dtype=code).reshape(rows, -1)}, in_rows
+
+
+def packed_predict(body: bytes, spec: TensorSpec) -> tuple[bytes, int, bool] | None:
+    """Return the input's values, its rows, and whether they came row by row, of a request to a model with one input of FP32.
+
+    Args:
+        body: uncompressed.
+        spec: of the input; all but the first axis have a size. Only a matrix is read here.
+    """
+    found = _matrix(body, "f") if len(spec.shape) == 2 else None
+    return found if found and len(found[0]) == found[1] * spec.shape[1] * 4 else None
+
+
+def _plain(body: bytes) -> _Infer | None:
+    """Return an Open Inference request that wants nothing special."""
+    try:
+        message = _infer.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return message if message.parameters is msgspec.UNSET and message.outputs is msgspec.UNSET else None
+
+
+def _matrix(body: bytes, code: str) -> tuple[bytes, int, bool] | None:
+    """Return the values and the rows of a predict request's matrix, and whether it came row by row."""
     try:
         message = _predict.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -92,15 +141,23 @@ def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, A
     if message.signature_name is not unset or not rows or (not in_rows and message.instances is not unset):
         return None
     size = len(rows[0])
-    if any(len(row) != size for row in rows):
+    if not size or any(len(row) != size for row in rows):
         return None
-    flat = _floats(_CODES[specs[0].datatype], rows[0] if len(rows) == 1 else list(chain.from_iterable(rows)))
-    return None if flat is None else ({specs[0].name: flat.reshape(len(rows), size)}, in_rows)
+    packed = _packed(code, rows[0] if len(rows) == 1 else list(chain.from_iterable(rows)))
+    return None if packed is None else (packed, len(rows), in_rows)
 
 
-def _floats(code: str, values: list[float]) -> Array | None:
-    """Return an array of floats; None where one is not finite, or too large for the type."""
-    flat: Array = np.frombuffer(array(code, values), dtype=code)
+def _packed(code: str, values: list[float]) -> bytes | None:
+    """Return floats as the machine has them; None where one is too large for the type."""
     if len(values) <= _SMALL:
-        return flat if float(flat.dot(flat)) < math.inf else None
-    return flat if np.isfinite(flat).all() else None
+        try:
+            return _packer(code, len(values)).pack(*values)
+        except OverflowError:
+            return None
+    flat = array(code, values)
+    return flat.tobytes() if np.isfinite(np.frombuffer(flat, dtype=code)).all() else None
+
+
+@lru_cache(maxsize=256)
+def _packer(code: str, count: int) -> struct.Struct:
+    return struct.Struct(f"={count}{code}")

@@ -132,6 +132,33 @@ class Statistics:
             batch[0] += share
             batch[1] += infer_s * share
 
+    def batch(
+        self, model: str, version: str, *, answers: int, rows: int, queue_s: float, infer_s: float, total_s: float
+    ) -> None:
+        """Count all answers of one batch; as `success` for each.
+
+        Args:
+            model: a model that is held.
+            version: the release's semantic version.
+            answers: how many.
+            rows: of the batch.
+            queue_s: seconds that they waited, summed.
+            infer_s: seconds that the engine took.
+            total_s: seconds from their arrivals to their answers, summed.
+        """
+        counts = self._counts.get((model, version)) or self._begin(model, version)
+        counts.answers += answers
+        counts.rows += rows
+        counts.executions += 1
+        counts.queue_s += queue_s
+        counts.infer_s += infer_s * answers
+        counts.total_s += total_s
+        counts.other_s += max(0.0, total_s - queue_s - infer_s * answers)
+        counts.last = self._clock.now()
+        batch = counts.batches.setdefault(rows, [0.0, 0.0])
+        batch[0] += 1
+        batch[1] += infer_s
+
     def failure(self, model: str, version: str, seconds: float) -> None:
         """Count a request to a held release that got no answer.
 

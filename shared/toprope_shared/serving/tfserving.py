@@ -21,6 +21,7 @@ from toprope_shared.errors import NotFoundError, RequestError
 from toprope_shared.inference import InferenceRequest, InferenceResponse, ModelStatus
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.body import read_body
+from toprope_shared.serving.bulk_forms import predict_form
 from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane, Exchange
 from toprope_shared.serving.doors import endpoint
@@ -109,7 +110,7 @@ class TensorFlowServingDoor:
         """Return which requests may take the hot road."""
         version = r"(?P<version>\d{1,18}|\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?)"
         pattern = rf"/v1/models/(?P<model>{PLAIN})(?:/versions/{version})?:predict"
-        return HotRoad(re.compile(pattern), PredictExchange, self.predict)
+        return HotRoad(re.compile(pattern), PredictExchange, self.predict, bulk=predict_form)
 
     async def predict(self, model: str, version: str | None, headers: Mapping[str, str], body: bytes) -> Reply:
         """Answer a predict request, whatever transport brought it.

@@ -47,14 +47,14 @@ class _Ids:
         return f"{self._prefix}{next(self._numbers) & 0xFFFF_FFFF_FFFF:012x}"
 
 
-_ids = _Ids()
+new_id = _Ids().next
 
 
 def identify(headers: dict[str, str]) -> None:
     """Give a request an id: the caller's `x-request-id`, or a new one where that is missing or odd."""
     given = headers.get("x-request-id")
     if given is None or not _REQUEST_ID.fullmatch(given):
-        headers["x-request-id"] = _ids.next()
+        headers["x-request-id"] = new_id()
 
 
 def told_back(headers: Mapping[str, str]) -> dict[str, str]:

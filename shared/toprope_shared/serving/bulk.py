@@ -1,0 +1,186 @@
+"""Runs the plainest calls of one model by the batch: none has a ticket, a task or an answer of its own until all are through.
+
+For a small model that is most of what a call costs. Only calls without a deadline or a priority come here, to a model with one
+input and one output of FP32 whose rows are independent, and that runs on the event loop (see `batching`). Where anything is
+odd, every call of the batch is sent back to go the thorough way, in which each stands for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import numpy as np
+
+from toprope_shared.manifest import Manifest
+from toprope_shared.serving.batch_queue import BatchQueue
+from toprope_shared.serving.joining import Joiner
+from toprope_shared.tensors import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from toprope_shared.serving.backend import Hot
+    from toprope_shared.serving.bulk_way import BulkWay
+
+logger = logging.getLogger(__name__)
+
+FLOAT = np.dtype(np.float32)
+
+
+class Client(Protocol):
+    """Who has asked, as the transport knows him."""
+
+    def gone(self) -> bool:
+        """Say whether nobody waits for the answer any more."""
+
+    def opening(self) -> bytes:
+        """Return the status line of a good answer, and the header lines that every answer has."""
+
+    def deliver(self, answer: bytes) -> None:
+        """Send an answer, head and body."""
+
+    def detour(self, way: BulkWay, body: bytes) -> None:
+        """Answer the request the thorough way."""
+
+
+class BulkCall(msgspec.Struct, gc=False):
+    """One call.
+
+    Attributes:
+        way: of the requests with its head; knows how to answer.
+        hot: the model as it was when the call came.
+        client: who gets the answer.
+        body: of the request, for a detour.
+        packed: the input's values, float32, row-major.
+        rows: of the input.
+        note: what the form of the request has to know to write the answer.
+        arrived: `time.perf_counter` when it came.
+    """
+
+    way: BulkWay
+    hot: Hot
+    client: Client
+    body: bytes
+    packed: bytes
+    rows: int
+    note: object
+    arrived: float
+
+
+class Ran(msgspec.Struct, gc=False):
+    """What came of a batch.
+
+    Attributes:
+        calls: in the order of their rows.
+        output: float32 [rows, ...].
+        rows: of all calls.
+        started: `time.perf_counter` when the engine began.
+        run_s: seconds in the engine.
+    """
+
+    calls: Sequence[BulkCall]
+    output: Array
+    rows: int
+    started: float
+    run_s: float
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """The first row of each call, and that behind its last."""
+        ends = list(accumulate([call.rows for call in self.calls]))
+        return list(zip([0, *ends], ends, strict=False))
+
+    def parts(self) -> list[Array]:
+        """Return each call's rows of the output."""
+        if self.rows == len(self.calls):
+            return [self.output[row : row + 1] for row in range(self.rows)]
+        return [self.output[start:end] for start, end in self.bounds]
+
+
+class Bulk:
+    """The calls that wait for one model, and what the model's plainest requests look like.
+
+    Attributes:
+        source, target: the specs of the input and of the output.
+        answered: values in a row of the output; below 0 where its size is not known before it is there.
+
+    Args:
+        source, target: as above; their first axis is the batch.
+        joiner: runs rows together.
+        queue: bounds how many wait, these calls among them.
+    """
+
+    def __init__(self, source: TensorSpec, target: TensorSpec, joiner: Joiner, queue: BatchQueue) -> None:
+        self.source = source
+        self.target = target
+        self.answered = -1 if -1 in target.shape[1:] else math.prod(target.shape[1:])
+        self._joiner = joiner
+        self._queue = queue
+        self._calls: list[BulkCall] = []
+        self._rows = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest, joiner: Joiner, queue: BatchQueue) -> Bulk | None:
+        """Return the bulk of a model; None where its calls must be looked at one by one."""
+        if not joiner.joins or len(manifest.inputs) != 1 or len(manifest.outputs) != 1:
+            return None
+        source, target = manifest.inputs[0], manifest.outputs[0]
+        if source.datatype != "FP32" or target.datatype != "FP32" or min(source.shape[1:], default=1) < 1:
+            return None
+        return cls(source, target, joiner, queue)
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        return len(self._calls)
+
+    def takes(self) -> bool:
+        """Say whether one more call may come; else the thorough way tells the caller why not."""
+        return self._joiner.joins and self._queue.has_room()
+
+    def add(self, call: BulkCall) -> None:
+        """Let a call wait; `takes` was asked before, and somebody will call `run`."""
+        self._queue.waiting += 1
+        self._calls.append(call)
+        self._rows += call.rows
+
+    def run(self, most: int) -> None:
+        """Run what waits, in the order in which it came, and answer.
+
+        Args:
+            most: rows of a batch; a call that has more goes alone.
+        """
+        taken = self._take(most)
+        self._queue.waiting -= len(taken)
+        calls = [call for call in taken if not call.client.gone()]
+        desk = taken[0].way.desk
+        desk.left(len(taken) - len(calls))
+        if not calls:
+            return
+        started = time.perf_counter()
+        rows = sum([call.rows for call in calls])
+        joined = np.frombuffer(b"".join([call.packed for call in calls]), FLOAT).reshape(rows, *self.source.shape[1:])
+        try:
+            outputs = self._joiner.run_rows({self.source.name: joined}, rows)
+            desk.answer(Ran(calls, outputs[self.target.name], rows, started, time.perf_counter() - started))
+        except Exception as error:  # whatever it was, the calls one by one tell whose it is
+            logger.debug("%d calls go the thorough way: %s", len(calls), error)
+            desk.left(len(calls))
+            for call in calls:
+                call.client.detour(call.way, call.body)
+
+    def _take(self, most: int) -> list[BulkCall]:
+        calls = self._calls
+        if self._rows <= most:
+            self._calls, self._rows = [], 0
+            return calls
+        rows = count = 0
+        while count < len(calls) and (not count or rows + calls[count].rows <= most):
+            rows += calls[count].rows
+            count += 1
+        self._calls, self._rows = calls[count:], self._rows - rows
+        return calls[:count]

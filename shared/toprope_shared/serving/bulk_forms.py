@@ -1,0 +1,190 @@
+"""How the plainest requests are read and their answers written by the batch: Open Inference in JSON and binary, and predict.
+
+What is not of that form, or wrong in any way, gives None, as in `quick_json`: the thorough readers then look at it. The answers
+are the very bytes that the thorough writers give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import orjson
+
+from toprope_shared.serving import quick_answers
+from toprope_shared.serving.binary import known_binary
+from toprope_shared.serving.bulk import FLOAT, Bulk, Ran
+from toprope_shared.serving.quick_json import packed_infer, packed_predict
+from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER
+from toprope_shared.serving.replies import JSON_TYPE
+from toprope_shared.serving.tfnumbers import encode_percent_g
+from toprope_shared.serving.values import encode_numbers
+from toprope_shared.tensors import Array
+
+_JSON_LINE = f"content-type: {JSON_TYPE}\r\n".encode()
+_BINARY_LINES = f"content-type: {BINARY_TYPE}\r\n{LENGTH_HEADER.lower()}: %d\r\n".encode()
+
+
+class Read(NamedTuple):
+    """What a request asks for: the input's values, its rows, and what the form needs to know for the answer."""
+
+    packed: bytes
+    rows: int
+    note: Any
+
+
+class Written(NamedTuple):
+    """One answer: the header lines that its body needs, but for its length, and the body."""
+
+    lines: bytes
+    body: bytes
+
+
+class BulkForm(Protocol):
+    """One wire format."""
+
+    def read(self, body: bytes, bulk: Bulk) -> Read | None:
+        """Read a request to a model; None where it must be looked at thoroughly."""
+
+    def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
+        """Write the answers of those calls of a batch that are at `places`."""
+
+
+class OpenJson:
+    """Open Inference, tensors as JSON numbers."""
+
+    def read(self, body: bytes, bulk: Bulk) -> Read | None:
+        """Read a request to a model; None where it must be looked at thoroughly."""
+        found = packed_infer(body, bulk.source)
+        return Read(*found) if found and len(found[2]) <= quick_answers.LONG_ID else None
+
+    def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
+        """Write the answers of those calls of a batch that are at `places`."""
+        texts = _texts(ran)
+        frame = _Frame(ran)
+        return [Written(_JSON_LINE, frame.as_json(place, ran.calls[place].note, texts[place])) for place in places]
+
+
+class OpenBinary:
+    """Open Inference, tensors as bytes behind a JSON head that is known.
+
+    Args:
+        length: bytes of the head.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def read(self, body: bytes, bulk: Bulk) -> Read | None:
+        """Read a request to a model; None where it must be looked at thoroughly."""
+        known = known_binary(body, self._length)
+        if known is None or len(known.layouts) != 1:
+            return None
+        layout, request = known.layouts[0], known.request
+        if layout.name != bulk.source.name or layout.dtype != FLOAT or layout.shape[1:] != bulk.source.shape[1:]:
+            return None
+        if request.outputs not in ((), (bulk.target.name,)) or len(request.id) > quick_answers.LONG_ID:
+            return None
+        return Read(body[self._length :], layout.shape[0], (request.id, known.wanted.is_binary(bulk.target.name)))
+
+    def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
+        """Write the answers of those calls of a batch that are at `places`."""
+        frame, texts, written = _Frame(ran), None, []
+        for place in places:
+            id_, binary = ran.calls[place].note
+            if binary:
+                body, length = frame.as_binary(place, id_)
+                written.append(Written(_BINARY_LINES % length, body))
+            else:
+                texts = texts or _texts(ran)
+                written.append(Written(_JSON_LINE, frame.as_json(place, id_, texts[place])))
+        return written
+
+
+class Predict:
+    """TensorFlow Serving's predict."""
+
+    def read(self, body: bytes, bulk: Bulk) -> Read | None:
+        """Read a request to a model; None where it must be looked at thoroughly."""
+        found = packed_predict(body, bulk.source)
+        return Read(*found) if found else None
+
+    def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
+        """Write the answers of those calls of a batch that are at `places`."""
+        parts, written = ran.parts(), []
+        for place in places:
+            key = b"predictions" if ran.calls[place].note else b"outputs"
+            written.append(Written(_JSON_LINE, b'{"%s":%s}' % (key, encode_percent_g(parts[place]))))
+        return written
+
+
+OPEN_JSON, PREDICT = OpenJson(), Predict()
+
+
+@lru_cache(maxsize=256)
+def _open_binary(length: int) -> OpenBinary:
+    return OpenBinary(length)
+
+
+def open_form(headers: Mapping[str, str]) -> BulkForm | None:
+    """Return the form of Open Inference requests with these headers."""
+    length = headers.get(LENGTH_HEADER.lower())
+    if length is None:
+        return OPEN_JSON
+    return _open_binary(int(length)) if length.isdecimal() and len(length) < 10 and int(length) else None
+
+
+def predict_form(headers: Mapping[str, str]) -> BulkForm:
+    """Return the form of predict requests."""
+    return PREDICT
+
+
+class _Frame:
+    """What stands around the numbers of a batch's Open Inference answers."""
+
+    def __init__(self, ran: Ran) -> None:
+        hot = ran.calls[0].hot
+        manifest, provenance = hot.manifest, hot.provenance
+        self._ran = ran
+        self._release = (manifest.model, manifest.version)
+        self._name, self._tail = manifest.outputs[0].name, ran.output.shape[1:]
+        parameters = quick_answers.parameters(
+            manifest.release_counter, provenance.origin, provenance.artifact, provenance.runtime
+        )
+        self._middle = b"%b%b}," % (parameters, repr(round(ran.run_s * 1000, 3)).encode())
+        self._parts = ran.parts()
+        self._known: dict[int, bytes] = {}
+        self._opening = ("", quick_answers.opening(*self._release, ""))
+
+    def as_json(self, place: int, id_: str, numbers: bytes) -> bytes:
+        rows = self._ran.calls[place].rows
+        middle = self._known.get(rows)
+        if middle is None:
+            middle = self._middle + quick_answers.json_tensor(self._name, (rows, *self._tail), "f")
+            self._known[rows] = middle
+        return b"%b%b[%b]}]}" % (self._opened(id_), middle, numbers)
+
+    def as_binary(self, place: int, id_: str) -> tuple[bytes, int]:
+        part = self._parts[place]
+        raw = part.astype("<f4", copy=False).tobytes()
+        text = self._opened(id_) + self._middle + quick_answers.raw_tensor(self._name, part.shape, "f", len(raw))
+        return text + raw, len(text)
+
+    def _opened(self, id_: str) -> bytes:
+        if self._opening[0] != id_:
+            self._opening = (id_, quick_answers.opening(*self._release, id_))
+        return self._opening[1]
+
+
+def _texts(ran: Ran) -> list[bytes]:
+    """Return each call's numbers as JSON, flat and without brackets."""
+    output: Array = np.ascontiguousarray(ran.output.reshape(ran.rows, -1))
+    text = orjson.dumps(output, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # not finite
+        return [encode_numbers(part.reshape(-1))[1:-1] for part in ran.parts()]
+    rows = text[2:-2].split(b"],[")
+    if ran.rows == len(ran.calls):
+        return rows
+    return [b",".join(rows[start:end]) for start, end in ran.bounds]

@@ -1,0 +1,174 @@
+"""The way of the plainest requests through the data plane, by the batch; see `bulk`.
+
+`BulkWay` takes what comes with one head that is known by its bytes; `BulkDesk` writes and counts the answers of a batch. They
+are the very bytes that the thorough way gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from toprope_shared.errors import TopropeError
+from toprope_shared.inference import Origin
+from toprope_shared.serving.backend import Hot
+from toprope_shared.serving.bulk import BulkCall, Client, Ran
+from toprope_shared.serving.bulk_forms import BulkForm, Written
+from toprope_shared.serving.compressing import LEAST_BYTES
+from toprope_shared.serving.provenance import lasting_headers
+from toprope_shared.serving.turn import PRIORITY_HEADER, TIMEOUT_HEADER
+from toprope_shared.serving.visits import new_id
+
+if TYPE_CHECKING:
+    from toprope_shared.serving.dataplane import DataPlane
+    from toprope_shared.serving.hot_path import Target
+
+logger = logging.getLogger(__name__)
+
+# What a caller who says one of these wants is his alone.
+_OWN = frozenset({"content-encoding", "prefer", "traceparent", "x-request-id", PRIORITY_HEADER, TIMEOUT_HEADER})
+# At most: a float32 as JSON with its comma, and what stands around the numbers.
+_NUMBER_BYTES, _FRAME_BYTES = 16, 640
+
+
+class BulkDesk:
+    """Writes, sends and counts answers by the batch.
+
+    Args:
+        plane: whose requests they are.
+    """
+
+    def __init__(self, plane: DataPlane) -> None:
+        self.plane = plane
+
+    def way(self, target: Target, headers: Mapping[str, str]) -> BulkWay | None:
+        """Return the way of the requests with one head; None where each must be looked at by itself.
+
+        Args:
+            target: what the head's path means.
+            headers: by lower-case name.
+        """
+        plane, make = self.plane, target.road.bulk
+        if make is None or plane.tracing or plane.access or not _OWN.isdisjoint(headers):
+            return None
+        form = make(headers)
+        return BulkWay(self, target, headers, form) if form else None
+
+    def left(self, count: int) -> None:
+        """Note that so many requests are not in flight any more."""
+        if self.plane.metrics:
+            self.plane.metrics.in_flight -= count
+
+    def answer(self, ran: Ran) -> None:
+        """Answer the calls of a batch.
+
+        Raises:
+            Exception: an answer can't be written; none was sent then.
+        """
+        calls = ran.calls
+        opening, lasting = calls[0].client.opening(), _lasting(calls[0].hot)
+        engine = b", local;dur=0.000, cloud;dur=%.3f\r\n%bx-request-id: " % (ran.run_s * 1000, lasting)
+        answers = []
+        for call, (lines, body) in zip(calls, _written(ran), strict=True):
+            parts = (opening, lines, (ran.started - call.arrived) * 1000, engine, new_id().encode(), len(body), body)
+            answers.append(b"%b%bserver-timing: queue;dur=%.3f%b%b\r\ncontent-length: %d\r\n\r\n%b" % parts)
+        self._count(ran)
+        for call, answer in zip(calls, answers, strict=True):
+            try:
+                call.client.deliver(answer)
+            except Exception:  # one caller's trouble costs the others nothing
+                logger.exception("an answer could not be handed over")
+
+    def _count(self, ran: Ran) -> None:
+        plane, manifest, now = self.plane, ran.calls[0].hot.manifest, time.perf_counter()
+        queue_s = [ran.started - call.arrived for call in ran.calls]
+        total_s = [now - call.arrived for call in ran.calls]
+        if plane.metrics:
+            plane.metrics.in_flight -= len(ran.calls)
+            plane.metrics.bind(manifest.model, Origin.CLOUD).batch(total_s, queue_s, ran.run_s, ran.rows)
+        plane.statistics.batch(
+            manifest.model,
+            manifest.version,
+            answers=len(ran.calls),
+            rows=ran.rows,
+            queue_s=sum(queue_s),
+            infer_s=ran.run_s,
+            total_s=sum(total_s),
+        )
+
+
+class BulkWay:
+    """Takes the requests that come with one head; made by `BulkDesk.way`.
+
+    Attributes:
+        desk: writes the answers.
+        form: in which they are written.
+        target: what the path means.
+        headers: by lower-case name.
+
+    Args:
+        desk, target, headers, form: as above.
+    """
+
+    def __init__(self, desk: BulkDesk, target: Target, headers: Mapping[str, str], form: BulkForm) -> None:
+        self.desk = desk
+        self.form = form
+        self._plane = desk.plane
+        self.target = target
+        self.headers = headers
+        # A longer answer would be compressed for a caller who says that he takes that.
+        self._most = (LEAST_BYTES - _FRAME_BYTES) // _NUMBER_BYTES if "accept-encoding" in headers else None
+
+    def take(self, client: Client, body: bytes) -> bool:
+        """Take a request; False where it must go the thorough way.
+
+        Args:
+            client: gets the answer.
+            body: of the request.
+        """
+        plane, target = self._plane, self.target
+        hot = plane.backend.hot(target.model, target.version)
+        if hot is None or (bulk := hot.batcher.bulk) is None or not bulk.takes():
+            return False
+        read = self.form.read(body, bulk)
+        if read is None or len(read.packed) > plane.tensor_limit or hot.provenance.origin is not Origin.CLOUD:
+            return False
+        if self._most is not None and not 0 <= read.rows * bulk.answered <= self._most:
+            return False
+        if plane.gate:
+            try:
+                plane.gate.admit(self.headers, target.model)
+            except TopropeError:  # asked again on the thorough way, which says why
+                return False
+        if plane.metrics:
+            plane.metrics.in_flight += 1
+        packed, rows, note = read
+        hot.batcher.submit_bulk(BulkCall(self, hot, client, body, packed, rows, note, time.perf_counter()))
+        return True
+
+
+def _written(ran: Ran) -> Sequence[Written]:
+    """Return the answers of a batch in its order; most often all are of one form."""
+    calls = ran.calls
+    forms = {call.way.form for call in calls}
+    if len(forms) == 1:
+        return forms.pop().write(ran, range(len(calls)))
+    written: dict[int, Written] = {}
+    for form in forms:
+        places = [place for place, call in enumerate(calls) if call.way.form is form]
+        written.update(zip(places, form.write(ran, places), strict=True))
+    return [written[place] for place in range(len(calls))]
+
+
+@lru_cache(maxsize=256)
+def _header_lines(model: str, version: str, origin: Origin, artifact: str, runtime: str) -> bytes:
+    headers = lasting_headers(model, version, origin, artifact, runtime)
+    return "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+
+
+def _lasting(hot: Hot) -> bytes:
+    manifest, provenance = hot.manifest, hot.provenance
+    return _header_lines(manifest.model, manifest.version, provenance.origin, provenance.artifact, provenance.runtime)
