@@ -98,14 +98,15 @@ class BatchQueue:
     """Tickets by priority, first come first served.
 
     Attributes:
-        waiting: how many wait; on the event loop, who takes calls of other kinds (`bulk`) counts them in it too.
+        most: how many may wait.
+        waiting: how many do; on the event loop, who takes calls of other kinds (`bulk`) counts them in it too.
 
     Args:
-        most: how many may wait.
+        most: as above.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._lanes: tuple[deque[Ticket], ...] = tuple(deque() for _ in range(LAST_PRIORITY + 1))
         self._changed = threading.Condition()
         self._closed = False
@@ -114,17 +115,13 @@ class BatchQueue:
     def add(self, ticket: Ticket) -> bool:
         """Let a ticket wait; False when as many wait already as may."""
         with self._changed:
-            if self.waiting >= self._most:
+            if self.waiting >= self.most:
                 return False
             self.waiting += 1
             ticket.queue = self
             self._lanes[ticket.priority].append(ticket)
             self._changed.notify()
         return True
-
-    def has_room(self) -> bool:
-        """Say whether one more may wait."""
-        return self.waiting < self._most
 
     def forget(self, ticket: Ticket) -> None:
         """Stop counting a ticket whose caller went away."""

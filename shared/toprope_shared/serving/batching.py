@@ -24,7 +24,7 @@ from toprope_shared.engines import Session
 from toprope_shared.errors import DeadlineError, OverloadedError, UnavailableError
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.batch_queue import DEFAULT_PRIORITY, LAST_PRIORITY, TOO_LATE, BatchQueue, Done, Ticket, Timing
-from toprope_shared.serving.bulk import Bulk, BulkCall
+from toprope_shared.serving.bulk import Bulk
 from toprope_shared.serving.joining import Joiner, Outcome, Pace, measure_pace
 from toprope_shared.tensors import Tensors
 
@@ -60,7 +60,7 @@ class Batcher:
     """Runs one opened session for many callers.
 
     Attributes:
-        bulk: what the plainest calls look like, for who hands them in with `submit_bulk`; None where there are none.
+        bulk: takes the plainest calls; None where there are none.
 
     Args:
         session: opened; `retire` closes it.
@@ -91,9 +91,9 @@ class Batcher:
         self._runner: _Inline | _Threads
         self.bulk: Bulk | None = None
         if inline:
-            self.bulk = Bulk.of(manifest, self._joiner, self._queue)
             rows = _rows_a_pass(settings.max_rows, row_s, eight_s)
-            self._runner = _Inline(self._queue, self._joiner, self.bulk, rows, settings.window_s)
+            self.bulk = Bulk.of(manifest, self._joiner, self._queue)
+            self._runner = _Inline(self._queue, self._joiner, rows, settings.window_s, self.bulk)
         elif settings.mode == "thread" or (self._joiner.joins and pays):
             self._runner = _Threads(self._queue, self._joiner, settings.max_rows, settings.window_s, threads=1)
         else:
@@ -136,13 +136,6 @@ class Batcher:
             )
         self._runner.added(ticket)
         return ticket
-
-    def submit_bulk(self, call: BulkCall) -> None:
-        """Hand in a plain call after `bulk` was asked whether it takes one; it is answered in the same pass, or sent back."""
-        if self.bulk is None:
-            raise UnavailableError(f"{self._title} takes no plain calls", retry_after_s=1)
-        self.bulk.add(call)
-        self._runner.added(None)
 
     async def run(self, inputs: Tensors, *, deadline: float | None = None, priority: int = 0) -> tuple[Tensors, Timing]:
         """Hand in a call and wait for its end; cancelling this cancels the call.
@@ -209,7 +202,7 @@ def _split_late(batch: list[Ticket]) -> tuple[list[Ticket], list[Ticket]]:
 class _Inline:
     """Runs on the event loop, once for all that was added in one pass of it."""
 
-    def __init__(self, queue: BatchQueue, joiner: Joiner, bulk: Bulk | None, rows: int, window_s: float) -> None:
+    def __init__(self, queue: BatchQueue, joiner: Joiner, rows: int, window_s: float, bulk: Bulk | None) -> None:
         self._queue = queue
         self._joiner = joiner
         self._bulk = bulk
@@ -218,8 +211,13 @@ class _Inline:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: Session | None = None
+        if bulk:
+            bulk.added = self._added
 
-    def added(self, ticket: Ticket | None) -> None:
+    def added(self, ticket: Ticket) -> None:
+        self._added()
+
+    def _added(self) -> None:
         if self._scheduled:
             if self._timer and self._queue.waiting >= self._rows:  # there is nothing more to wait for
                 self._timer.cancel()
@@ -244,7 +242,7 @@ class _Inline:
         self._timer = None
         until = time.perf_counter() + TICK_BUDGET_S
         while self._queue.waiting:
-            plain = self._bulk.waiting if self._bulk else 0
+            plain = len(self._bulk.calls) if self._bulk else 0
             if self._queue.waiting > plain:
                 self._run_tickets()
             if self._bulk and plain:
@@ -278,14 +276,14 @@ class _Threads:
         self._last: Session | None = None
         self._closing = threading.Lock()
 
-    def added(self, ticket: Ticket | None) -> None:
+    def added(self, ticket: Ticket) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
             self._running = self._threads
             for number in range(self._threads):
                 threading.Thread(target=self._work, args=(loop,), name=f"infer-{number}", daemon=True).start()
-        if ticket and ticket.deadline is not None:
+        if ticket.deadline is not None:
             ticket.timer = loop.call_later(max(0.0, ticket.deadline - time.monotonic()), ticket.expire)
 
     def finish(self, session: Session) -> None:

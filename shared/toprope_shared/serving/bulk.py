@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -67,7 +67,7 @@ class BulkCall(msgspec.Struct, gc=False):
     body: bytes
     packed: bytes
     rows: int
-    note: object
+    note: Any
     arrived: float
 
 
@@ -106,10 +106,14 @@ class Bulk:
 
     Attributes:
         source, target: the specs of the input and of the output.
+        tail, values: the shape of a row of the input, and how many values it has.
         answered: values in a row of the output; below 0 where its size is not known before it is there.
+        queue: as given.
+        calls: that wait.
+        added: told of each one.
 
     Args:
-        source, target: as above; their first axis is the batch.
+        source, target: their first axis is the batch.
         joiner: runs rows together.
         queue: bounds how many wait, these calls among them.
     """
@@ -117,10 +121,13 @@ class Bulk:
     def __init__(self, source: TensorSpec, target: TensorSpec, joiner: Joiner, queue: BatchQueue) -> None:
         self.source = source
         self.target = target
+        self.tail = list(source.shape[1:])
+        self.values = math.prod(self.tail)
         self.answered = -1 if -1 in target.shape[1:] else math.prod(target.shape[1:])
+        self.queue = queue
+        self.calls: list[BulkCall] = []
+        self.added: Callable[[], None] = lambda: None
         self._joiner = joiner
-        self._queue = queue
-        self._calls: list[BulkCall] = []
         self._rows = 0
 
     @classmethod
@@ -133,20 +140,12 @@ class Bulk:
             return None
         return cls(source, target, joiner, queue)
 
-    @property
-    def waiting(self) -> int:
-        """How many calls wait."""
-        return len(self._calls)
-
-    def takes(self) -> bool:
-        """Say whether one more call may come; else the thorough way tells the caller why not."""
-        return self._joiner.joins and self._queue.has_room()
-
     def add(self, call: BulkCall) -> None:
-        """Let a call wait; `takes` was asked before, and somebody will call `run`."""
-        self._queue.waiting += 1
-        self._calls.append(call)
+        """Let a call wait until somebody calls `run`."""
+        self.queue.waiting += 1
+        self.calls.append(call)
         self._rows += call.rows
+        self.added()
 
     def run(self, most: int) -> None:
         """Run what waits, in the order in which it came, and answer.
@@ -155,32 +154,41 @@ class Bulk:
             most: rows of a batch; a call that has more goes alone.
         """
         taken = self._take(most)
-        self._queue.waiting -= len(taken)
+        self.queue.waiting -= len(taken)
         calls = [call for call in taken if not call.client.gone()]
         desk = taken[0].way.desk
-        desk.left(len(taken) - len(calls))
-        if not calls:
-            return
-        started = time.perf_counter()
-        rows = sum([call.rows for call in calls])
-        joined = np.frombuffer(b"".join([call.packed for call in calls]), FLOAT).reshape(rows, *self.source.shape[1:])
+        if len(calls) < len(taken):
+            desk.left(len(taken) - len(calls))
+            if not calls:
+                return
         try:
-            outputs = self._joiner.run_rows({self.source.name: joined}, rows)
-            desk.answer(Ran(calls, outputs[self.target.name], rows, started, time.perf_counter() - started))
+            desk.answer(self._ran(calls))
         except Exception as error:  # whatever it was, the calls one by one tell whose it is
             logger.debug("%d calls go the thorough way: %s", len(calls), error)
             desk.left(len(calls))
             for call in calls:
                 call.client.detour(call.way, call.body)
 
+    def _ran(self, calls: list[BulkCall]) -> Ran:
+        """Run calls together.
+
+        Raises:
+            EngineError, ValueError: as `Joiner.run_rows`.
+        """
+        started = time.perf_counter()
+        rows = sum([call.rows for call in calls])
+        joined = np.frombuffer(b"".join([call.packed for call in calls]), FLOAT).reshape(rows, *self.tail)
+        outputs = self._joiner.run_rows({self.source.name: joined}, rows)
+        return Ran(calls, outputs[self.target.name], rows, started, time.perf_counter() - started)
+
     def _take(self, most: int) -> list[BulkCall]:
-        calls = self._calls
+        calls = self.calls
         if self._rows <= most:
-            self._calls, self._rows = [], 0
+            self.calls, self._rows = [], 0
             return calls
         rows = count = 0
         while count < len(calls) and (not count or rows + calls[count].rows <= most):
             rows += calls[count].rows
             count += 1
-        self._calls, self._rows = calls[count:], self._rows - rows
+        self.calls, self._rows = calls[count:], self._rows - rows
         return calls[:count]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
 from toprope_shared.serving import quick_answers
 from toprope_shared.serving.binary import known_binary
-from toprope_shared.serving.bulk import FLOAT, Bulk, Ran
+from toprope_shared.serving.bulk import FLOAT, Bulk, BulkCall, Ran
 from toprope_shared.serving.quick_json import packed_infer, packed_predict
 from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER
 from toprope_shared.serving.replies import JSON_TYPE
@@ -27,19 +27,10 @@ _JSON_LINE = f"content-type: {JSON_TYPE}\r\n".encode()
 _BINARY_LINES = f"content-type: {BINARY_TYPE}\r\n{LENGTH_HEADER.lower()}: %d\r\n".encode()
 
 
-class Read(NamedTuple):
-    """What a request asks for: the input's values, its rows, and what the form needs to know for the answer."""
-
-    packed: bytes
-    rows: int
-    note: Any
-
-
-class Written(NamedTuple):
-    """One answer: the header lines that its body needs, but for its length, and the body."""
-
-    lines: bytes
-    body: bytes
+# The input's values, its rows, and what the form needs to know for the answer.
+Read = tuple[bytes, int, Any]
+# One answer: the header lines that its body needs, but for its length, and the body.
+Written = tuple[bytes, bytes]
 
 
 class BulkForm(Protocol):
@@ -57,14 +48,13 @@ class OpenJson:
 
     def read(self, body: bytes, bulk: Bulk) -> Read | None:
         """Read a request to a model; None where it must be looked at thoroughly."""
-        found = packed_infer(body, bulk.source)
-        return Read(*found) if found and len(found[2]) <= quick_answers.LONG_ID else None
+        found = packed_infer(body, bulk.source.name, bulk.tail, bulk.values)
+        return found if found and len(found[2]) <= quick_answers.LONG_ID else None
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
         """Write the answers of those calls of a batch that are at `places`."""
-        texts = _texts(ran)
-        frame = _Frame(ran)
-        return [Written(_JSON_LINE, frame.as_json(place, ran.calls[place].note, texts[place])) for place in places]
+        texts, frame, calls = _texts(ran), _Frame(ran), ran.calls
+        return [(_JSON_LINE, frame.as_json(calls[place], calls[place].note, texts[place])) for place in places]
 
 
 class OpenBinary:
@@ -87,19 +77,20 @@ class OpenBinary:
             return None
         if request.outputs not in ((), (bulk.target.name,)) or len(request.id) > quick_answers.LONG_ID:
             return None
-        return Read(body[self._length :], layout.shape[0], (request.id, known.wanted.is_binary(bulk.target.name)))
+        return body[self._length :], layout.shape[0], (request.id, known.wanted.is_binary(bulk.target.name))
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
         """Write the answers of those calls of a batch that are at `places`."""
-        frame, texts, written = _Frame(ran), None, []
+        frame, parts, texts, written = _Frame(ran), ran.parts(), None, []
         for place in places:
-            id_, binary = ran.calls[place].note
+            call = ran.calls[place]
+            id_, binary = call.note
             if binary:
-                body, length = frame.as_binary(place, id_)
-                written.append(Written(_BINARY_LINES % length, body))
+                body, length = frame.as_binary(parts[place], id_)
+                written.append((_BINARY_LINES % length, body))
             else:
                 texts = texts or _texts(ran)
-                written.append(Written(_JSON_LINE, frame.as_json(place, id_, texts[place])))
+                written.append((_JSON_LINE, frame.as_json(call, id_, texts[place])))
         return written
 
 
@@ -108,15 +99,14 @@ class Predict:
 
     def read(self, body: bytes, bulk: Bulk) -> Read | None:
         """Read a request to a model; None where it must be looked at thoroughly."""
-        found = packed_predict(body, bulk.source)
-        return Read(*found) if found else None
+        return packed_predict(body, bulk.values) if len(bulk.tail) == 1 else None
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
         """Write the answers of those calls of a batch that are at `places`."""
         parts, written = ran.parts(), []
         for place in places:
             key = b"predictions" if ran.calls[place].note else b"outputs"
-            written.append(Written(_JSON_LINE, b'{"%s":%s}' % (key, encode_percent_g(parts[place]))))
+            written.append((_JSON_LINE, b'{"%s":%s}' % (key, encode_percent_g(parts[place]))))
         return written
 
 
@@ -147,27 +137,24 @@ class _Frame:
     def __init__(self, ran: Ran) -> None:
         hot = ran.calls[0].hot
         manifest, provenance = hot.manifest, hot.provenance
-        self._ran = ran
         self._release = (manifest.model, manifest.version)
         self._name, self._tail = manifest.outputs[0].name, ran.output.shape[1:]
         parameters = quick_answers.parameters(
             manifest.release_counter, provenance.origin, provenance.artifact, provenance.runtime
         )
         self._middle = b"%b%b}," % (parameters, repr(round(ran.run_s * 1000, 3)).encode())
-        self._parts = ran.parts()
         self._known: dict[int, bytes] = {}
         self._opening = ("", quick_answers.opening(*self._release, ""))
 
-    def as_json(self, place: int, id_: str, numbers: bytes) -> bytes:
-        rows = self._ran.calls[place].rows
-        middle = self._known.get(rows)
+    def as_json(self, call: BulkCall, id_: str, numbers: bytes) -> bytes:
+        middle = self._known.get(call.rows)
         if middle is None:
-            middle = self._middle + quick_answers.json_tensor(self._name, (rows, *self._tail), "f")
-            self._known[rows] = middle
-        return b"%b%b[%b]}]}" % (self._opened(id_), middle, numbers)
+            tensor = quick_answers.json_tensor(self._name, (call.rows, *self._tail), "f")
+            middle = self._known[call.rows] = self._middle + tensor
+        opening = self._opening[1] if self._opening[0] == id_ else self._opened(id_)
+        return b"%b%b[%b]}]}" % (opening, middle, numbers)
 
-    def as_binary(self, place: int, id_: str) -> tuple[bytes, int]:
-        part = self._parts[place]
+    def as_binary(self, part: Array, id_: str) -> tuple[bytes, int]:
         raw = part.astype("<f4", copy=False).tobytes()
         text = self._opened(id_) + self._middle + quick_answers.raw_tensor(self._name, part.shape, "f", len(raw))
         return text + raw, len(text)

@@ -20,7 +20,7 @@ from toprope_shared.serving.bulk_forms import BulkForm, Written
 from toprope_shared.serving.compressing import LEAST_BYTES
 from toprope_shared.serving.provenance import lasting_headers
 from toprope_shared.serving.turn import PRIORITY_HEADER, TIMEOUT_HEADER
-from toprope_shared.serving.visits import new_id
+from toprope_shared.serving.visits import new_ids
 
 if TYPE_CHECKING:
     from toprope_shared.serving.dataplane import DataPlane
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # What a caller who says one of these wants is his alone.
 _OWN = frozenset({"content-encoding", "prefer", "traceparent", "x-request-id", PRIORITY_HEADER, TIMEOUT_HEADER})
-# At most: a float32 as JSON with its comma, and what stands around the numbers.
-_NUMBER_BYTES, _FRAME_BYTES = 16, 640
+# An answer with so many values is never compressed: a float32 as JSON has 16 bytes at most, what stands around them 640.
+_SHORT = (LEAST_BYTES - 640) // 16
 
 
 class BulkDesk:
@@ -71,10 +71,11 @@ class BulkDesk:
         calls = ran.calls
         opening, lasting = calls[0].client.opening(), _lasting(calls[0].hot)
         engine = b", local;dur=0.000, cloud;dur=%.3f\r\n%bx-request-id: " % (ran.run_s * 1000, lasting)
-        answers = []
-        for call, (lines, body) in zip(calls, _written(ran), strict=True):
-            parts = (opening, lines, (ran.started - call.arrived) * 1000, engine, new_id().encode(), len(body), body)
-            answers.append(b"%b%bserver-timing: queue;dur=%.3f%b%b\r\ncontent-length: %d\r\n\r\n%b" % parts)
+        answers = [
+            b"%b%bserver-timing: queue;dur=%.3f%b%b\r\ncontent-length: %d\r\n\r\n%b"
+            % (opening, lines, (ran.started - call.arrived) * 1000, engine, id_, len(body), body)
+            for call, (lines, body), id_ in zip(calls, _written(ran), new_ids(len(calls)), strict=True)
+        ]
         self._count(ran)
         for call, answer in zip(calls, answers, strict=True):
             try:
@@ -119,8 +120,7 @@ class BulkWay:
         self._plane = desk.plane
         self.target = target
         self.headers = headers
-        # A longer answer would be compressed for a caller who says that he takes that.
-        self._most = (LEAST_BYTES - _FRAME_BYTES) // _NUMBER_BYTES if "accept-encoding" in headers else None
+        self._unpacks = "accept-encoding" in headers
 
     def take(self, client: Client, body: bytes) -> bool:
         """Take a request; False where it must go the thorough way.
@@ -131,12 +131,16 @@ class BulkWay:
         """
         plane, target = self._plane, self.target
         hot = plane.backend.hot(target.model, target.version)
-        if hot is None or (bulk := hot.batcher.bulk) is None or not bulk.takes():
+        if hot is None:
+            return False
+        bulk = hot.batcher.bulk
+        if bulk is None or bulk.queue.waiting >= bulk.queue.most or hot.provenance.origin is not Origin.CLOUD:
             return False
         read = self.form.read(body, bulk)
-        if read is None or len(read.packed) > plane.tensor_limit or hot.provenance.origin is not Origin.CLOUD:
+        if read is None:
             return False
-        if self._most is not None and not 0 <= read.rows * bulk.answered <= self._most:
+        packed, rows, note = read
+        if len(packed) > plane.tensor_limit or (self._unpacks and not 0 <= rows * bulk.answered <= _SHORT):
             return False
         if plane.gate:
             try:
@@ -145,8 +149,7 @@ class BulkWay:
                 return False
         if plane.metrics:
             plane.metrics.in_flight += 1
-        packed, rows, note = read
-        hot.batcher.submit_bulk(BulkCall(self, hot, client, body, packed, rows, note, time.perf_counter()))
+        bulk.add(BulkCall(self, hot, client, body, packed, rows, note, time.perf_counter()))
         return True
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -123,26 +124,26 @@ class HotHttp(PatientHttp):
 
     def data_received(self, data: bytes) -> None:
         """Take in what came; a whole request whose head came before is not parsed again."""
+        before = self.cycle
+        if self._coming or self._cut or self.offered or self.pipeline or (before and not before.response_complete):
+            super().data_received(data)  # it does not begin a request, or comes before its turn
+            return
         heads = self.hot.heads
-        end = heads.cut(data) if self._is_between() else 0
-        if not end:
+        known = heads.find(data)
+        if known is None:
+            end = heads.cut(data)
+            self._fresh, self._fresh_length = data[:end], len(data) - end
             super().data_received(data)
+            self._fresh = b""
             return
-        head, length = data[:end], len(data) - end
-        known = heads.get(head)
-        if known is not None and known.length == length:
-            self._silent = False
-            body = data[end:]
-            if known.way is not None and known.way.take(self, body):
-                cycle: Any = self._bulk
-                cycle.response_started = cycle.response_complete = False
-                self.cycle = cycle
-            else:
-                self._again(known.target, known.headers, body, known.keep_alive)
-            return
-        self._fresh, self._fresh_length = head, length
-        super().data_received(data)
-        self._fresh = b""
+        self._silent = False
+        body = data[len(data) - known.length :]
+        if known.way is not None and known.way.take(self, body):
+            cycle: Any = self._bulk
+            cycle.response_started = cycle.response_complete = False
+            self.cycle = cycle
+        else:
+            self._again(known.target, known.headers, body, known.keep_alive)
 
     def on_message_begin(self) -> None:
         """Begin a request; what only ASGI needs is made when it turns out to be for the app."""
@@ -228,16 +229,21 @@ class HotHttp(PatientHttp):
 
     def deliver(self, answer: bytes) -> None:
         """Write an answer that came out of a batch, and go on to the next request of the pipeline."""
-        cycle = self._bulk
-        if cycle.response_complete or self.gone():
+        cycle, transport, flow = self._bulk, self.transport, self.flow
+        if cycle.response_complete or self._cut or transport.is_closing():
             return
-        if not cycle.keep_alive:  # the server ends
-            answer = answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1)
-        self.transport.write(answer)
         cycle.response_started = cycle.response_complete = True
-        if not cycle.keep_alive:
-            self.transport.close()
-        self.on_response_complete()
+        if not cycle.keep_alive:  # the server ends
+            transport.write(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            transport.close()
+            self.on_response_complete()
+            return
+        transport.write(answer)
+        if self.pipeline or flow.write_paused or flow.read_paused:
+            self.on_response_complete()
+        else:  # the same, for most
+            self.server_state.total_requests += 1
+            self._rested = self.loop.time()
 
     def detour(self, way: BulkWay, body: bytes) -> None:
         """Answer a request of a batch by itself."""
@@ -280,16 +286,9 @@ class HotHttp(PatientHttp):
             self._held = False
             self.on_response_complete()
 
-    def _is_between(self) -> bool:
-        """Say whether the next byte begins a request, and all before it are answered."""
-        before = self.cycle
-        return not (self._coming or self._cut or self.offered or self.pipeline) and (
-            before is None or bool(before.response_complete)
-        )
-
-    def _again(self, target: Target, headers: dict[str, str], body: bytes, keep_alive: bool) -> None:
+    def _again(self, target: Target, headers: Mapping[str, str], body: bytes, keep_alive: bool) -> None:
         """Answer a request that is here whole, and whose head is known."""
-        cycle: Any = HotCycle(self, target, headers.copy(), keep_alive)
+        cycle: Any = HotCycle(self, target, dict(headers), keep_alive)
         cycle.complete = cycle.turn = True
         cycle.parts.append(body)
         self.cycle = cycle

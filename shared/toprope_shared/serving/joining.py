@@ -102,8 +102,10 @@ class Joiner:
 
         Raises:
             EngineError: the engine refused one of them, or failed.
-            ValueError: the outputs have other rows; the model does not keep them apart.
+            ValueError: the outputs have other rows, or had before; the model does not keep them apart.
         """
+        if not self.joins:
+            raise _NotApartError(f"requests to {self._title} are not joined any more")
         outputs = self._session.run(joined)
         for name, array in outputs.items():
             if not array.ndim or len(array) != rows:

@@ -49,9 +49,11 @@ class KnownHeads:
         at = data.find(_END, 0, MAX_BYTES)
         return at + len(_END) if at > 0 else 0
 
-    def get(self, head: bytes) -> KnownHead | None:
-        """Return what a head means, if it came before."""
-        return self._heads.get(head)
+    def find(self, data: bytes) -> KnownHead | None:
+        """Return what a request means that is there whole, if its head came before."""
+        at = data.find(_END, 0, MAX_BYTES) + len(_END)
+        known = self._heads.get(data[:at])
+        return known if known is not None and known.length == len(data) - at else None
 
     def keep(self, head: bytes, known: KnownHead) -> None:
         """Remember what a head means."""

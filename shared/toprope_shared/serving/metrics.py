@@ -7,7 +7,7 @@ Prometheus' families when somebody looks.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -65,10 +65,16 @@ class _Histogram:
         self.total += value * times
 
     def observe_all(self, values: Sequence[float]) -> None:
-        counts, edges = self.counts, self._edges
-        for value in values:
-            counts[bisect_left(edges, value)] += 1
-        self.total += sum(values)
+        """Observe many values at once: a search for each edge among them costs less than one for each of them."""
+        ranked, below = sorted(values), 0
+        for place, edge in enumerate(self._edges):
+            if below == len(ranked):
+                break
+            upto = bisect_right(ranked, edge, below)
+            self.counts[place] += upto - below
+            below = upto
+        self.counts[-1] += len(ranked) - below
+        self.total += sum(ranked)
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return Prometheus' buckets: each edge with the number of values that are not above it."""

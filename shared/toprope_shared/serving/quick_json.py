@@ -72,21 +72,22 @@ def quick_infer(body: bytes) -> tuple[dict[str, Array], str] | None:
     return arrays, message.id
 
 
-def packed_infer(body: bytes, spec: TensorSpec) -> tuple[bytes, int, str] | None:
-    """Return the input's values, its rows and the id of an Open Inference request with one input of FP32, or None.
+def packed_infer(body: bytes, name: str, tail: list[int], values: int) -> tuple[bytes, int, str] | None:
+    """Return the values, the rows and the id of an Open Inference request to a model with one input of FP32, or None.
 
     Args:
         body: uncompressed.
-        spec: of the input; all but the first axis have a size.
+        name: of the input.
+        tail, values: the shape of a row, and how many values it has.
     """
     message = _plain(body)
     if message is None or len(message.inputs) != 1:
         return None
-    tensor = message.inputs[0]
+    (tensor,) = message.inputs
     shape, data = tensor.shape, tensor.data
-    if tensor.name != spec.name or tensor.datatype != "FP32" or tensor.parameters is not msgspec.UNSET:
+    if tensor.name != name or shape[1:] != tail or tensor.datatype != "FP32" or tensor.parameters is not msgspec.UNSET:
         return None
-    if not shape or shape[0] < 1 or tuple(shape[1:]) != spec.shape[1:] or math.prod(shape) != len(data):
+    if not shape or shape[0] < 1 or shape[0] * values != len(data):
         return None
     packed = _packed("f", data)
     return None if packed is None else (packed, shape[0], message.id)
@@ -109,15 +110,15 @@ def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, A
     return {specs[0].name: np.frombuffer(packed, dtype=code).reshape(rows, -1)}, in_rows
 
 
-def packed_predict(body: bytes, spec: TensorSpec) -> tuple[bytes, int, bool] | None:
-    """Return the input's values, its rows, and whether they came row by row, of a request to a model with one input of FP32.
+def packed_predict(body: bytes, values: int) -> tuple[bytes, int, bool] | None:
+    """Return the values, the rows, and whether it came row by row, of a request to a model with one matrix of FP32, or None.
 
     Args:
         body: uncompressed.
-        spec: of the input; all but the first axis have a size. Only a matrix is read here.
+        values: in a row.
     """
-    found = _matrix(body, "f") if len(spec.shape) == 2 else None
-    return found if found and len(found[0]) == found[1] * spec.shape[1] * 4 else None
+    found = _matrix(body, "f")
+    return found if found and len(found[0]) == found[1] * values * 4 else None
 
 
 def _plain(body: bytes) -> _Infer | None:

@@ -40,21 +40,22 @@ class _Ids:
         os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
-        self._prefix = os.urandom(10).hex()
+        self._prefix = os.urandom(10).hex().encode()
         self._numbers = itertools.count(int.from_bytes(os.urandom(4)))
 
-    def next(self) -> str:
-        return f"{self._prefix}{next(self._numbers) & 0xFFFF_FFFF_FFFF:012x}"
+    def several(self, count: int) -> list[bytes]:
+        prefix = self._prefix
+        return [b"%b%012x" % (prefix, number & 0xFFFF_FFFF_FFFF) for number in itertools.islice(self._numbers, count)]
 
 
-new_id = _Ids().next
+new_ids = _Ids().several
 
 
 def identify(headers: dict[str, str]) -> None:
     """Give a request an id: the caller's `x-request-id`, or a new one where that is missing or odd."""
     given = headers.get("x-request-id")
     if given is None or not _REQUEST_ID.fullmatch(given):
-        headers["x-request-id"] = new_id()
+        headers["x-request-id"] = new_ids(1)[0].decode()
 
 
 def told_back(headers: Mapping[str, str]) -> dict[str, str]:

@@ -289,13 +289,18 @@ async def test_a_head_that_came_before_says_nothing_of_another_body(hot: HotMode
 
 def test_heads_that_are_another_each_time_do_not_fill_the_memory() -> None:
     heads = KnownHeads()
-    for number in range(MOST + 2):
-        heads.keep(b"%d" % number, KnownHead(None, {}, 0, True))  # type: ignore[arg-type]
-    assert heads.get(b"0") is None
-    assert heads.get(b"%d" % MOST) is not None
-    for name in ("x-request-id", "traceparent"):
-        heads.keep(name.encode(), KnownHead(None, {name: "1"}, 0, True))  # type: ignore[arg-type]
-        assert heads.get(name.encode()) is None
+
+    def keep(name: str, **headers: str) -> bytes:
+        head = f"{name}\r\n\r\n".encode()
+        heads.keep(head, KnownHead(None, headers, 1, True))  # type: ignore[arg-type]
+        return head + b"x"
+
+    requests = [keep(str(number)) for number in range(MOST + 2)]
+    assert heads.find(requests[0]) is None
+    assert heads.find(requests[MOST]) is not None
+    assert heads.find(requests[MOST] + b"y") is None
+    assert heads.find(keep("id", **{"x-request-id": "1"})) is None
+    assert heads.find(keep("trace", traceparent="1")) is None
 
 
 async def test_only_inference_requests_in_their_plain_form_take_the_hot_road(hot: HotModels) -> None:
