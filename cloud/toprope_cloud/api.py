@@ -1,28 +1,26 @@
-"""The cloud's app: the control plane's routes together with the inference doors, and who may ask what."""
+"""The cloud's app: the control plane's routes together with the inference doors."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Security, params
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
-from toprope_cloud.blobs_api import OPERATOR, Knows, blobs_router
+from toprope_cloud.blobs_api import Knows, blobs_router
 from toprope_cloud.cors import CORS
 from toprope_cloud.fleet import Fleet
+from toprope_cloud.guard import guards
 from toprope_cloud.jobs import Jobs
 from toprope_cloud.jobs_api import jobs_router
 from toprope_cloud.registry import Registry
 from toprope_cloud.releases_api import OnChange, bytes_router, releases_router
 from toprope_cloud.rollouts_api import rollouts_router
 from toprope_shared import __version__
-from toprope_shared.errors import TrustError
 from toprope_shared.serving.app import routes
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.http_errors import exception_handlers
@@ -69,13 +67,12 @@ def build_app(
         redirect_slashes=False,  # a redirect would be built from the caller's own word for this host
     )
     app.add_exception_handler(RequestValidationError, _invalid)
-    guard = [Depends(operator_guard(token))]
-    readers = reading(plane, token)
+    guard, readers = guards(token, plane.gate)
     app.include_router(bytes_router(registry, guard, readers))
     app.include_router(releases_router(registry, guard, readers, on_change))
     app.include_router(rollouts_router(registry, fleet, guard, readers, on_change))
     app.include_router(jobs_router(jobs, guard))
-    app.include_router(blobs_router(registry.blobs, token, knows))
+    app.include_router(blobs_router(registry.blobs, token, knows, plane.gate))
     app.router.routes.extend(routes(plane))
     app.openapi = with_doors(app.openapi, guarded=plane.gate is not None)  # type: ignore[method-assign]
     if cors_origins:
@@ -85,19 +82,3 @@ def build_app(
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"the request's body does not fit: {error}", "code": "bad_request"}, status_code=400)
-
-
-def operator_guard(token: str) -> Callable[..., None]:
-    """Return what refuses a request without the operator's token with a TrustError."""
-
-    def operator(shown: HTTPAuthorizationCredentials | None = Security(OPERATOR)) -> None:
-        given = shown.credentials if shown else ""
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            raise TrustError("this needs the operator's token: Authorization: Bearer <keys/operator.token>")
-
-    return operator
-
-
-def reading(plane: DataPlane, token: str) -> list[params.Depends]:
-    """Return what a request that only reads must pass: the operator's guard where inference has a gate, else nothing."""
-    return [Depends(operator_guard(token))] if plane.gate else []

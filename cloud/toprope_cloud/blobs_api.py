@@ -14,15 +14,16 @@ from collections.abc import Callable
 from fastapi import APIRouter, Request, Security
 from fastapi.openapi.models import HTTPBase
 from fastapi.responses import FileResponse
-from fastapi.security import HTTPBearer
 from fastapi.security.base import SecurityBase
 
+from toprope_cloud.guard import OPERATOR, refuse
 from toprope_shared.blobs import Blobs
 from toprope_shared.digest import is_sha256
-from toprope_shared.errors import NotFoundError, TrustError
+from toprope_shared.errors import NotFoundError
+from toprope_shared.serving.gate import Gate
 
-OPERATOR = HTTPBearer(scheme_name="operator", description="The operator's token, keys/operator.token", auto_error=False)
 Knows = Callable[[str, str], bool]
+_NEEDS = "this needs a device's credentials (Authorization: Basic) or the operator's token (Bearer)"
 
 
 class _Device(SecurityBase):
@@ -36,12 +37,13 @@ class _Device(SecurityBase):
         return None
 
 
-def blobs_router(blobs: Blobs, token: str, knows: Knows | None = None) -> APIRouter:
+def blobs_router(blobs: Blobs, token: str, knows: Knows | None = None, gate: Gate | None = None) -> APIRouter:
     """Return the route.
 
     Args:
         token: the operator's.
         knows: says whether a device's name and password are right; None knows no device.
+        gate: knows callers who have neither; None knows nobody.
     """
     router = APIRouter()
 
@@ -50,7 +52,7 @@ def blobs_router(blobs: Blobs, token: str, knows: Knows | None = None) -> APIRou
         """Return the bytes of this SHA-256, or a part of them (`Range: bytes=first-last`)."""
         given = request.headers.get("authorization", "")
         if not await asyncio.to_thread(_may_read, given, token, knows):
-            raise TrustError("this needs a device's credentials (Authorization: Basic) or the operator's token (Bearer)")
+            refuse(request, gate, _NEEDS)
         if not is_sha256(digest) or not blobs.has(digest):
             raise NotFoundError(f"there is no blob {digest[:64]}")
         return FileResponse(blobs.path(digest), media_type="application/octet-stream", headers={"ETag": f'"{digest}"'})

@@ -212,7 +212,7 @@ def _ask(method: str, url: str, path: str, *, token: str = "", body: Any = None)
         said: dict[str, Any] = answer.json()
     except (urllib3.exceptions.HTTPError, ValueError) as error:
         raise LinkError(f"the cloud at {url} does not answer: {error}") from error
-    if answer.status == 403 and not token and (own := _own_token()):
+    if answer.status == 401 and not token and (own := _own_token()):
         return _ask(method, url, path, token=own, body=body)
     if answer.status not in (200, 202):
         sentence = str(said.get("error", f"the cloud answered {answer.status}"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, params
 from pydantic import BaseModel
 
-from toprope_cloud.api import operator_guard
 from toprope_cloud.label_book import LabelBook
 from toprope_cloud.labels import check_label
 from toprope_cloud.models import CloudModels
@@ -22,17 +21,18 @@ class LabelBody(BaseModel):
     version: str
 
 
-def models_router(models: CloudModels, book: LabelBook, token: str, on_change: Callable[[], Awaitable[None]]) -> APIRouter:
-    """Return the routes below `/api/models`; what changes something asks for the operator's token.
+def models_router(
+    models: CloudModels, book: LabelBook, guard: Sequence[params.Depends], on_change: Callable[[], Awaitable[None]]
+) -> APIRouter:
+    """Return the routes below `/api/models`.
 
     Args:
         models: what is served.
         book: the labels that operators set.
-        token: the operator's.
+        guard: what a request that changes something must pass.
         on_change: lets what was set come into force.
     """
     router = APIRouter()
-    guard = [Depends(operator_guard(token))]
 
     @router.get("/api/models")
     async def get_models() -> dict[str, Any]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from toprope_cloud.api import build_app, reading
+from toprope_cloud.api import build_app
 from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
 from toprope_cloud.credentials import check_address
 from toprope_cloud.fleet import Fleet
 from toprope_cloud.front import Reread, open_front
+from toprope_cloud.guard import guards
 from toprope_cloud.jobs import Jobs, Limits
 from toprope_cloud.keys import Keyring
 from toprope_cloud.label_book import LabelBook
@@ -82,10 +83,10 @@ async def run(settings: CloudSettings, home: Path, reread: Reread | None = None)
             token, origins = keyring.token(), settings.cors_origins
             app = build_app(plane, registry, fleet, jobs, token, on_change, files.knows, cors_origins=origins)
             book = TelemetryBook(layout.database, registry.releases, FleetCounts(metrics))
-            readers = reading(plane, token)
+            guard, readers = guards(token, plane.gate)
             app.include_router(telemetry_router(book), dependencies=readers)
-            app.include_router(models_router(models, labels, token, on_change), dependencies=readers)
-            app.include_router(workers_router(front, token), dependencies=readers)
+            app.include_router(models_router(models, labels, guard, on_change), dependencies=readers)
+            app.include_router(workers_router(front, guard), dependencies=readers)
             sender = _sender(settings, link, topics, registry.blobs, metrics)
             async with asyncio.TaskGroup() as group:
                 tasks = [

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 from tests.fakes.guarded import Guarded, guarded
+from typer.testing import CliRunner
 
+from toprope_cloud.cli import devices_app
+from toprope_shared.errors import InputError
 from toprope_shared.serving.access_log import AccessLog
+from toprope_training.publish import PublishApi
 
 V2 = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
 V1 = {"instances": [[1, 2, 3]]}
@@ -164,9 +168,58 @@ def test_every_answer_says_where_its_time_went(
 
 @pytest.mark.parametrize("path", ["/api/devices", "/api/releases", "/api/rollouts/stable"])
 def test_where_callers_are_asked_reading_is_the_operators_too(cloud: Guarded, web: dict[str, str], path: str) -> None:
-    for headers in ({}, web):
-        assert cloud.ask("GET", path, headers).status == 403
+    for headers, name in ((web, "key:web"), (cloud.device(f"eye-{len(path)}"), f"device:eye-{len(path)}")):
+        known = cloud.ask("GET", path, headers)
+        assert (known.status, known.json()["code"]) == (403, "not_allowed")
+        assert known.json()["error"].startswith(f"{name} may not do this; this needs the operator's token")
     assert cloud.ask("GET", path, {"Authorization": f"Bearer {cloud.token}"}).status in (200, 404)
+
+
+CONTROL = [
+    *(("GET", path) for path in ("/api/devices", "/api/releases", "/api/rollouts/stable", f"/api/blobs/{'0' * 64}")),
+    *(("POST", path) for path in ("/api/releases", "/api/rollouts/stable", "/api/rollouts/stable/retry", "/api/jobs")),
+    ("HEAD", f"/api/blobs/{'0' * 64}"),
+    ("PUT", f"/api/blobs/{'0' * 64}"),
+    ("GET", "/api/jobs/0123456789abcdef/log"),
+]
+
+
+@pytest.mark.parametrize(
+    "shown", ["", "Bearer", "Bearer wrong", "Basic !", "Basic Y2FtOndyb25n", "Digest x", "Bearer \xe9"]
+)
+@pytest.mark.parametrize(("method", "path"), CONTROL, ids=lambda value: str(value)[:30])
+def test_the_control_plane_asks_nobody_known_for_credentials(cloud: Guarded, method: str, path: str, shown: str) -> None:
+    answer = cloud.ask(method, path, {"Authorization": shown} if shown else None)
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="toprope"'
+    if method != "HEAD":
+        assert answer.json()["code"] == "not_admitted"
+        assert "the operator's token" in answer.json()["error"]
+
+
+def test_a_known_caller_is_refused_bytes_that_are_for_devices(cloud: Guarded, web: dict[str, str]) -> None:
+    path = f"/api/blobs/{'0' * 64}"
+    assert cloud.ask("GET", path, web).status == 403
+    for headers in (cloud.device("cam-blobs"), {"Authorization": f"Bearer {cloud.token}"}):
+        assert cloud.ask("GET", path, headers).status == 404
+
+
+def test_the_command_shows_the_clouds_sentence_to_who_has_no_token(
+    cloud: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOPROPE_HOME", str(tmp_path))
+    refused = CliRunner().invoke(devices_app, ["--url", cloud.url])
+    assert isinstance(refused.exception, InputError)
+    assert str(refused.exception) == "this needs the operator's token: Authorization: Bearer <keys/operator.token>"
+    monkeypatch.setenv("TOPROPE_HOME", str(cloud.layout.home))
+    assert CliRunner().invoke(devices_app, ["--url", cloud.url]).exit_code == 0
+
+
+def test_a_publisher_with_another_clouds_token_is_told(cloud: Guarded) -> None:
+    with PublishApi(cloud.url, "wrong", 60.0) as api:
+        for ask in (lambda: api.roll_out("stable", "double", "1.0.0"), lambda: api.has_blob("0" * 64)):
+            with pytest.raises(InputError, match=r"with 401: .*the operator's token"):
+                ask()
 
 
 def test_signed_metadata_is_everybodys(cloud: Guarded) -> None:

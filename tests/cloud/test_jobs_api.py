@@ -123,7 +123,8 @@ async def test_without_the_token_nothing_is_told(tmp_path: Path) -> None:
             for headers in ({}, {"Authorization": "Bearer wrong"}):
                 door = url + path.replace("{job}", job.rpartition("/")[2])
                 answer = await asked(method, door, headers=headers, body=b"{}")
-                assert (answer.status, answer.json()["code"]) == (403, "untrusted"), path
+                assert (answer.status, answer.json()["code"]) == (401, "not_admitted"), path
+                assert answer.headers["WWW-Authenticate"].startswith("Bearer"), path
 
 
 async def test_an_unknown_job_is_a_404_at_every_door(tmp_path: Path) -> None:

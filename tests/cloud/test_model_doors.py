@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from tests.fakes.cloud_models import Served, Signed, serving
 from tests.fakes.releases import tiny_release
 
+from toprope_cloud.guard import operator_guard
 from toprope_cloud.label_book import LabelBook
 from toprope_cloud.model_settings import ModelSettings
 from toprope_cloud.models_api import models_router
@@ -42,7 +43,7 @@ async def over_http(served: Served, book: LabelBook) -> AsyncIterator[aiohttp.Cl
         served.labels.update(book.all())
         await served.refresh()
 
-    app.include_router(models_router(served.models, book, "secret", on_change))
+    app.include_router(models_router(served.models, book, [Depends(operator_guard("secret"))], on_change))
     app.router.routes.extend(routes(plane))
     sock = listen("127.0.0.1", 0)
     ready = asyncio.Event()
@@ -129,12 +130,12 @@ async def test_an_operator_moves_a_label_by_a_call(tmp_path: Path) -> None:
 async def test_a_label_that_can_not_be_set_is_refused_with_a_sentence(tmp_path: Path) -> None:
     blobs, book = Blobs(tmp_path / "blobs"), LabelBook(tmp_path / "labels")
     rows: list[tuple[str, str, str, dict[str, str], int, str]] = [
-        ("PUT", "double/labels/blue", "1.1.0", {}, 403, "operator's token"),
+        ("PUT", "double/labels/blue", "1.1.0", {}, 401, "operator's token"),
         ("PUT", "double/labels/blue", "9.9.9", TOKEN, 404, "no signed release 9.9.9 of 'double'"),
         ("PUT", "nobody/labels/blue", "1.1.0", TOKEN, 404, "no signed release 1.1.0 of 'nobody'"),
         ("PUT", "double/labels/7", "1.1.0", TOKEN, 400, "not begin with a digit"),
         ("DELETE", "double/labels/blue", "", TOKEN, 404, "no operator has set the label blue"),
-        ("DELETE", "double/labels/blue", "", {}, 403, "operator's token"),
+        ("DELETE", "double/labels/blue", "", {}, 401, "operator's token"),
     ]
     async with serving(Signed(release(blobs, 1)), blobs) as served, over_http(served, book) as client:
         for method, path, version, headers, status, says in rows:

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastapi import Depends, FastAPI
 from tests.fakes import trainer
 
-from toprope_cloud.api import operator_guard
+from toprope_cloud.guard import operator_guard
 from toprope_cloud.jobs import Jobs, Limits
 from toprope_cloud.jobs_api import KEEP_ALIVE_S, jobs_router
 from toprope_shared.serving.app import listen, serve

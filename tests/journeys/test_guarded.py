@@ -44,7 +44,7 @@ def test_an_enrolled_device_falls_back_and_one_trace_shows_it(asking: World, col
     status, body, headers = asking.ask("dev-1", 3.0)
     assert (status, body["outputs"][0]["data"], headers["Inference-Origin"]) == (200, [6.0], "cloud")
     assert asking.ask("cloud", 3.0)[0] == 401
-    assert urllib3.request("GET", f"http://127.0.0.1:{asking.ports['cloud']}/api/devices").status == 403
+    assert urllib3.request("GET", f"http://127.0.0.1:{asking.ports['cloud']}/api/devices").status == 401
     listed = asking.command("devices", "--json", "--url", f"http://127.0.0.1:{asking.ports['cloud']}")
     assert [one["device"] for one in json.loads(listed)] == ["dev-1"]
 

@@ -39,7 +39,7 @@ def test_a_device_reads_artifacts_over_http_with_its_own_credentials_only(world:
         login = base64.b64encode(f"{credentials['username']}:{password}".encode()).decode()
         headers = {"Authorization": f"Basic {login}", "Range": "bytes=0-9"}
         answers[password] = urllib3.request("GET", url, headers=headers, retries=False)
-    assert answers["wrong"].status == 403
+    assert answers["wrong"].status == 401
     right = answers[credentials["password"]]
     assert (right.status, len(right.data)) == (206, 10)
     assert right.headers["Content-Range"] == f"bytes 0-9/{artifact.length}"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, params
 
-from toprope_cloud.api import operator_guard
 from toprope_cloud.front import Front
 
 
-def workers_router(front: Front, token: str) -> APIRouter:
-    """Return the routes below `/api/workers`; what changes something asks for the operator's token.
+def workers_router(front: Front, guard: Sequence[params.Depends]) -> APIRouter:
+    """Return the routes below `/api/workers`.
 
     Args:
         front: what stands behind the port.
-        token: the operator's.
+        guard: what a request that changes something must pass.
     """
     router = APIRouter()
 
@@ -24,7 +24,7 @@ def workers_router(front: Front, token: str) -> APIRouter:
         """List the worker processes with process id, state, connections and age; none where the service answers itself."""
         return front.workers()
 
-    @router.post("/api/workers/reload", status_code=202, dependencies=[Depends(operator_guard(token))])
+    @router.post("/api/workers/reload", status_code=202, dependencies=guard)
     async def post_reload() -> dict[str, Any]:
         """Begin to replace the workers one after another; each reads the settings anew."""
         return {"replacing": front.reload()}
