@@ -20,10 +20,12 @@ import numpy as np
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.batch_queue import BatchQueue
 from toprope_shared.serving.joining import Joiner
+from toprope_shared.serving.quick_json import Row
 from toprope_shared.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
     from toprope_shared.serving.backend import Hot
+    from toprope_shared.serving.bulk_forms import Page
     from toprope_shared.serving.bulk_way import BulkWay
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Ran(msgspec.Struct, gc=False):
     """What came of a batch.
 
     Attributes:
+        bulk: of the model.
         calls: in the order of their rows.
         output: float32 [rows, ...].
         rows: of all calls.
@@ -82,6 +85,7 @@ class Ran(msgspec.Struct, gc=False):
         run_s: seconds in the engine.
     """
 
+    bulk: Bulk
     calls: Sequence[BulkCall]
     output: Array
     rows: int
@@ -102,31 +106,29 @@ class Ran(msgspec.Struct, gc=False):
 
 
 class Bulk:
-    """The calls that wait for one model, and what the model's plainest requests look like.
+    """The calls that wait for one model, and what a row of it looks like.
 
     Attributes:
-        source, target: the specs of the input and of the output.
-        tail, values: the shape of a row of the input, and how many values it has.
+        row: of the model.
         answered: values in a row of the output; below 0 where its size is not known before it is there.
         queue: as given.
         calls: that wait.
         added: told of each one.
+        page: kept here by who writes the answers.
 
     Args:
-        source, target: their first axis is the batch.
+        source, target: the specs of the input and of the output.
         joiner: runs rows together.
         queue: bounds how many wait, these calls among them.
     """
 
     def __init__(self, source: TensorSpec, target: TensorSpec, joiner: Joiner, queue: BatchQueue) -> None:
-        self.source = source
-        self.target = target
-        self.tail = list(source.shape[1:])
-        self.values = math.prod(self.tail)
+        self.row = Row.of(source, target)
         self.answered = -1 if -1 in target.shape[1:] else math.prod(target.shape[1:])
         self.queue = queue
         self.calls: list[BulkCall] = []
         self.added: Callable[[], None] = lambda: None
+        self.page: Page | None = None
         self._joiner = joiner
         self._rows = 0
 
@@ -177,9 +179,9 @@ class Bulk:
         """
         started = time.perf_counter()
         rows = sum([call.rows for call in calls])
-        joined = np.frombuffer(b"".join([call.packed for call in calls]), FLOAT).reshape(rows, *self.tail)
-        outputs = self._joiner.run_rows({self.source.name: joined}, rows)
-        return Ran(calls, outputs[self.target.name], rows, started, time.perf_counter() - started)
+        joined = np.frombuffer(b"".join([call.packed for call in calls]), FLOAT).reshape(rows, *self.row.tail)
+        outputs = self._joiner.run_rows({self.row.source: joined}, rows)
+        return Ran(self, calls, outputs[self.row.target], rows, started, time.perf_counter() - started)
 
     def _take(self, most: int) -> list[BulkCall]:
         calls = self.calls

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import orjson
 
 from toprope_shared.serving import quick_answers
 from toprope_shared.serving.binary import known_binary
-from toprope_shared.serving.bulk import FLOAT, Bulk, BulkCall, Ran
-from toprope_shared.serving.quick_json import packed_infer, packed_predict
+from toprope_shared.serving.bulk import FLOAT, BulkCall, Ran
+from toprope_shared.serving.provenance import lasting_headers
+from toprope_shared.serving.quick_json import LONG_ID, Row, packed_infer, packed_predict
 from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER
 from toprope_shared.serving.replies import JSON_TYPE
 from toprope_shared.serving.tfnumbers import encode_percent_g
 from toprope_shared.serving.values import encode_numbers
 from toprope_shared.tensors import Array
+
+if TYPE_CHECKING:
+    from toprope_shared.serving.backend import Hot
 
 _JSON_LINE = f"content-type: {JSON_TYPE}\r\n".encode()
 _BINARY_LINES = f"content-type: {BINARY_TYPE}\r\n{LENGTH_HEADER.lower()}: %d\r\n".encode()
@@ -36,7 +40,7 @@ Written = tuple[bytes, bytes]
 class BulkForm(Protocol):
     """One wire format."""
 
-    def read(self, body: bytes, bulk: Bulk) -> Read | None:
+    def read(self, body: bytes, row: Row) -> Read | None:
         """Read a request to a model; None where it must be looked at thoroughly."""
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
@@ -46,10 +50,7 @@ class BulkForm(Protocol):
 class OpenJson:
     """Open Inference, tensors as JSON numbers."""
 
-    def read(self, body: bytes, bulk: Bulk) -> Read | None:
-        """Read a request to a model; None where it must be looked at thoroughly."""
-        found = packed_infer(body, bulk.source.name, bulk.tail, bulk.values)
-        return found if found and len(found[2]) <= quick_answers.LONG_ID else None
+    read = staticmethod(packed_infer)
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
         """Write the answers of those calls of a batch that are at `places`."""
@@ -67,17 +68,17 @@ class OpenBinary:
     def __init__(self, length: int) -> None:
         self._length = length
 
-    def read(self, body: bytes, bulk: Bulk) -> Read | None:
+    def read(self, body: bytes, row: Row) -> Read | None:
         """Read a request to a model; None where it must be looked at thoroughly."""
         known = known_binary(body, self._length)
         if known is None or len(known.layouts) != 1:
             return None
         layout, request = known.layouts[0], known.request
-        if layout.name != bulk.source.name or layout.dtype != FLOAT or layout.shape[1:] != bulk.source.shape[1:]:
+        if layout.name != row.source or layout.dtype != FLOAT or list(layout.shape[1:]) != row.tail or not layout.shape:
             return None
-        if request.outputs not in ((), (bulk.target.name,)) or len(request.id) > quick_answers.LONG_ID:
+        if request.outputs not in ((), (row.target,)) or len(request.id) > LONG_ID:
             return None
-        return body[self._length :], layout.shape[0], (request.id, known.wanted.is_binary(bulk.target.name))
+        return body[self._length :], layout.shape[0], (request.id, known.wanted.is_binary(row.target))
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
         """Write the answers of those calls of a batch that are at `places`."""
@@ -97,9 +98,7 @@ class OpenBinary:
 class Predict:
     """TensorFlow Serving's predict."""
 
-    def read(self, body: bytes, bulk: Bulk) -> Read | None:
-        """Read a request to a model; None where it must be looked at thoroughly."""
-        return packed_predict(body, bulk.values) if len(bulk.tail) == 1 else None
+    read = staticmethod(packed_predict)
 
     def write(self, ran: Ran, places: Sequence[int]) -> list[Written]:
         """Write the answers of those calls of a batch that are at `places`."""
@@ -131,44 +130,65 @@ def predict_form(headers: Mapping[str, str]) -> BulkForm:
     return PREDICT
 
 
+class Page:
+    """What all answers of one release have in common.
+
+    Attributes:
+        lines: the last header lines, up to the request's id.
+        model, version: of the release.
+        output: the name of its output.
+        parameters: the beginning of Open Inference's.
+    """
+
+    def __init__(self, hot: Hot) -> None:
+        manifest, made = hot.manifest, hot.provenance
+        self.model, self.version, self.output = manifest.model, manifest.version, manifest.outputs[0].name
+        lasting = lasting_headers(self.model, self.version, made.origin, made.artifact, made.runtime)
+        lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in lasting.items())
+        self.lines = lines.encode("latin-1") + b"x-request-id: "
+        self.parameters = quick_answers.parameters(manifest.release_counter, made.origin, made.artifact, made.runtime)
+
+
+def page_of(ran: Ran) -> Page:
+    """Return what the answers of a batch have in common."""
+    page = ran.bulk.page
+    if page is None:
+        page = ran.bulk.page = Page(ran.calls[0].hot)
+    return page
+
+
 class _Frame:
     """What stands around the numbers of a batch's Open Inference answers."""
 
     def __init__(self, ran: Ran) -> None:
-        hot = ran.calls[0].hot
-        manifest, provenance = hot.manifest, hot.provenance
-        self._release = (manifest.model, manifest.version)
-        self._name, self._tail = manifest.outputs[0].name, ran.output.shape[1:]
-        parameters = quick_answers.parameters(
-            manifest.release_counter, provenance.origin, provenance.artifact, provenance.runtime
-        )
-        self._middle = b"%b%b}," % (parameters, repr(round(ran.run_s * 1000, 3)).encode())
+        self._page, self._tail = page_of(ran), ran.output.shape[1:]
+        self._middle = b"%b%b}," % (self._page.parameters, repr(round(ran.run_s * 1000, 3)).encode())
         self._known: dict[int, bytes] = {}
-        self._opening = ("", quick_answers.opening(*self._release, ""))
+        self._opening: tuple[str | None, bytes] = (None, b"")
 
     def as_json(self, call: BulkCall, id_: str, numbers: bytes) -> bytes:
         middle = self._known.get(call.rows)
         if middle is None:
-            tensor = quick_answers.json_tensor(self._name, (call.rows, *self._tail), "f")
+            tensor = quick_answers.json_tensor(self._page.output, (call.rows, *self._tail), "f")
             middle = self._known[call.rows] = self._middle + tensor
-        opening = self._opening[1] if self._opening[0] == id_ else self._opened(id_)
-        return b"%b%b[%b]}]}" % (opening, middle, numbers)
+        return b"%b%b[%b]}]}" % (self._opened(id_), middle, numbers)
 
     def as_binary(self, part: Array, id_: str) -> tuple[bytes, int]:
         raw = part.astype("<f4", copy=False).tobytes()
-        text = self._opened(id_) + self._middle + quick_answers.raw_tensor(self._name, part.shape, "f", len(raw))
+        tensor = quick_answers.raw_tensor(self._page.output, part.shape, "f", len(raw))
+        text = self._opened(id_) + self._middle + tensor
         return text + raw, len(text)
 
     def _opened(self, id_: str) -> bytes:
         if self._opening[0] != id_:
-            self._opening = (id_, quick_answers.opening(*self._release, id_))
+            self._opening = (id_, quick_answers.opening(self._page.model, self._page.version, id_))
         return self._opening[1]
 
 
 def _texts(ran: Ran) -> list[bytes]:
     """Return each call's numbers as JSON, flat and without brackets."""
-    output: Array = np.ascontiguousarray(ran.output.reshape(ran.rows, -1))
-    text = orjson.dumps(output, option=orjson.OPT_SERIALIZE_NUMPY)
+    output = ran.output if ran.output.ndim == 2 else ran.output.reshape(ran.rows, -1)
+    text = orjson.dumps(np.ascontiguousarray(output), option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in text:  # not finite
         return [encode_numbers(part.reshape(-1))[1:-1] for part in ran.parts()]
     rows = text[2:-2].split(b"],[")

@@ -9,16 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from toprope_shared.errors import TopropeError
 from toprope_shared.inference import Origin
-from toprope_shared.serving.backend import Hot
 from toprope_shared.serving.bulk import BulkCall, Client, Ran
-from toprope_shared.serving.bulk_forms import BulkForm, Written
+from toprope_shared.serving.bulk_forms import BulkForm, Written, page_of
 from toprope_shared.serving.compressing import LEAST_BYTES
-from toprope_shared.serving.provenance import lasting_headers
 from toprope_shared.serving.turn import PRIORITY_HEADER, TIMEOUT_HEADER
 from toprope_shared.serving.visits import new_ids
 
@@ -69,8 +66,8 @@ class BulkDesk:
             Exception: an answer can't be written; none was sent then.
         """
         calls = ran.calls
-        opening, lasting = calls[0].client.opening(), _lasting(calls[0].hot)
-        engine = b", local;dur=0.000, cloud;dur=%.3f\r\n%bx-request-id: " % (ran.run_s * 1000, lasting)
+        opening = calls[0].client.opening()
+        engine = b", local;dur=0.000, cloud;dur=%.3f\r\n%b" % (ran.run_s * 1000, page_of(ran).lines)
         answers = [
             b"%b%bserver-timing: queue;dur=%.3f%b%b\r\ncontent-length: %d\r\n\r\n%b"
             % (opening, lines, (ran.started - call.arrived) * 1000, engine, id_, len(body), body)
@@ -84,15 +81,15 @@ class BulkDesk:
                 logger.exception("an answer could not be handed over")
 
     def _count(self, ran: Ran) -> None:
-        plane, manifest, now = self.plane, ran.calls[0].hot.manifest, time.perf_counter()
+        plane, page, now = self.plane, page_of(ran), time.perf_counter()
         queue_s = [ran.started - call.arrived for call in ran.calls]
         total_s = [now - call.arrived for call in ran.calls]
         if plane.metrics:
             plane.metrics.in_flight -= len(ran.calls)
-            plane.metrics.bind(manifest.model, Origin.CLOUD).batch(total_s, queue_s, ran.run_s, ran.rows)
+            plane.metrics.bind(page.model, Origin.CLOUD).batch(total_s, queue_s, ran.run_s, ran.rows)
         plane.statistics.batch(
-            manifest.model,
-            manifest.version,
+            page.model,
+            page.version,
             answers=len(ran.calls),
             rows=ran.rows,
             queue_s=sum(queue_s),
@@ -117,6 +114,7 @@ class BulkWay:
     def __init__(self, desk: BulkDesk, target: Target, headers: Mapping[str, str], form: BulkForm) -> None:
         self.desk = desk
         self.form = form
+        self._read = form.read
         self._plane = desk.plane
         self.target = target
         self.headers = headers
@@ -136,7 +134,7 @@ class BulkWay:
         bulk = hot.batcher.bulk
         if bulk is None or bulk.queue.waiting >= bulk.queue.most or hot.provenance.origin is not Origin.CLOUD:
             return False
-        read = self.form.read(body, bulk)
+        read = self._read(body, bulk.row)
         if read is None:
             return False
         packed, rows, note = read
@@ -155,23 +153,12 @@ class BulkWay:
 
 def _written(ran: Ran) -> Sequence[Written]:
     """Return the answers of a batch in its order; most often all are of one form."""
-    calls = ran.calls
-    forms = {call.way.form for call in calls}
+    calls, first = ran.calls, ran.calls[0].way.form
+    forms = {call.way.form for call in calls[1:]} | {first}
     if len(forms) == 1:
-        return forms.pop().write(ran, range(len(calls)))
+        return first.write(ran, range(len(calls)))
     written: dict[int, Written] = {}
     for form in forms:
         places = [place for place, call in enumerate(calls) if call.way.form is form]
         written.update(zip(places, form.write(ran, places), strict=True))
     return [written[place] for place in range(len(calls))]
-
-
-@lru_cache(maxsize=256)
-def _header_lines(model: str, version: str, origin: Origin, artifact: str, runtime: str) -> bytes:
-    headers = lasting_headers(model, version, origin, artifact, runtime)
-    return "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
-
-
-def _lasting(hot: Hot) -> bytes:
-    manifest, provenance = hot.manifest, hot.provenance
-    return _header_lines(manifest.model, manifest.version, provenance.origin, provenance.artifact, provenance.runtime)

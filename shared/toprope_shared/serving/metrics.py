@@ -65,7 +65,11 @@ class _Histogram:
         self.total += value * times
 
     def observe_all(self, values: Sequence[float]) -> None:
-        """Observe many values at once: a search for each edge among them costs less than one for each of them."""
+        """Observe many values at once: a search for each edge among them costs less than one for each of many."""
+        if len(values) < len(self._edges):
+            for value in values:
+                self.observe(value)
+            return
         ranked, below = sorted(values), 0
         for place, edge in enumerate(self._edges):
             if below == len(ranked):

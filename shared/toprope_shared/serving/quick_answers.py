@@ -12,12 +12,12 @@ import orjson
 
 from toprope_shared.inference import InferenceResponse, Origin, Provenance
 from toprope_shared.serving.provenance import to_parameters
+from toprope_shared.serving.quick_json import LONG_ID
 from toprope_shared.serving.raw import BINARY_TYPE, LENGTH_HEADER
 from toprope_shared.serving.replies import JSON_TYPE
 from toprope_shared.serving.values import encode_numbers
 
 _DATATYPES = {"f": "FP32", "d": "FP64"}
-LONG_ID = 64  # what is written once is kept
 
 
 def quick_answer(response: InferenceResponse, is_binary: Callable[[str], bool]) -> tuple[bytes, dict[str, str]] | None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ from toprope_shared.tensors import Array, Name, TensorSpec
 _CODES = {"FP32": "f", "FP64": "d"}
 # Above this many values an argument each costs more than it saves.
 _SMALL = 4096
+LONG_ID = 64  # what stands around the numbers of an answer is kept with the id
 
 
 class _Tensor(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -48,14 +49,42 @@ class _Predict(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     signature_name: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class Row(NamedTuple):
+    """A row of a model with one input and one output of FP32, whose first axis is the batch.
+
+    Attributes:
+        source: the input's name.
+        tail: the shape of a row; every size is known.
+        values: how many values it has.
+        pack: makes the bytes of as many floats; raises `OverflowError` for one that is too large.
+        target: the output's name.
+    """
+
+    source: str
+    tail: list[int]
+    values: int
+    pack: Callable[..., bytes]
+    target: str
+
+    @classmethod
+    def of(cls, source: TensorSpec, target: TensorSpec) -> Self:
+        """Return the row of a model with these specs."""
+        tail = list(source.shape[1:])
+        values = math.prod(tail)
+        return cls(source.name, tail, values, struct.Struct(f"={values}f").pack, target.name)
+
+
 _infer = msgspec.json.Decoder(_Infer)
 _predict = msgspec.json.Decoder(_Predict)
 
 
 def quick_infer(body: bytes) -> tuple[dict[str, Array], str] | None:
     """Return the inputs and the id of an Open Inference request; None where it must be looked at thoroughly."""
-    message = _plain(body)
-    if message is None:
+    try:
+        message = _infer.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if message.parameters is not msgspec.UNSET or message.outputs is not msgspec.UNSET:
         return None
     arrays: dict[str, Array] = {}
     for tensor in message.inputs:
@@ -72,25 +101,28 @@ def quick_infer(body: bytes) -> tuple[dict[str, Array], str] | None:
     return arrays, message.id
 
 
-def packed_infer(body: bytes, name: str, tail: list[int], values: int) -> tuple[bytes, int, str] | None:
-    """Return the values, the rows and the id of an Open Inference request to a model with one input of FP32, or None.
-
-    Args:
-        body: uncompressed.
-        name: of the input.
-        tail, values: the shape of a row, and how many values it has.
-    """
-    message = _plain(body)
-    if message is None or len(message.inputs) != 1:
+def packed_infer(body: bytes, row: Row) -> tuple[bytes, int, str] | None:
+    """Return the values, the rows and the id of an Open Inference request, or None; see `Row`."""
+    try:
+        message = _infer.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    unset = msgspec.UNSET
+    if message.parameters is not unset or message.outputs is not unset or len(message.inputs) != 1:
         return None
     (tensor,) = message.inputs
     shape, data = tensor.shape, tensor.data
-    if tensor.name != name or shape[1:] != tail or tensor.datatype != "FP32" or tensor.parameters is not msgspec.UNSET:
+    if tensor.name != row.source or shape[1:] != row.tail or tensor.datatype != "FP32" or tensor.parameters is not unset:
         return None
-    if not shape or shape[0] < 1 or shape[0] * values != len(data):
+    if not shape or shape[0] < 1 or shape[0] * row.values != len(data) or len(message.id) > LONG_ID:
         return None
-    packed = _packed("f", data)
-    return None if packed is None else (packed, shape[0], message.id)
+    if shape[0] > 1:
+        packed = _packed("f", data)
+        return None if packed is None else (packed, shape[0], message.id)
+    try:
+        return row.pack(*data), 1, message.id
+    except OverflowError:
+        return None
 
 
 def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array], bool] | None:
@@ -110,24 +142,10 @@ def quick_predict(body: bytes, specs: Sequence[TensorSpec]) -> tuple[dict[str, A
     return {specs[0].name: np.frombuffer(packed, dtype=code).reshape(rows, -1)}, in_rows
 
 
-def packed_predict(body: bytes, values: int) -> tuple[bytes, int, bool] | None:
-    """Return the values, the rows, and whether it came row by row, of a request to a model with one matrix of FP32, or None.
-
-    Args:
-        body: uncompressed.
-        values: in a row.
-    """
-    found = _matrix(body, "f")
-    return found if found and len(found[0]) == found[1] * values * 4 else None
-
-
-def _plain(body: bytes) -> _Infer | None:
-    """Return an Open Inference request that wants nothing special."""
-    try:
-        message = _infer.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return message if message.parameters is msgspec.UNSET and message.outputs is msgspec.UNSET else None
+def packed_predict(body: bytes, row: Row) -> tuple[bytes, int, bool] | None:
+    """Return the values, the rows, and whether it came row by row, of a predict request with a matrix, or None; see `Row`."""
+    found = _matrix(body, "f") if len(row.tail) == 1 else None
+    return found if found and len(found[0]) == found[1] * row.values * 4 else None
 
 
 def _matrix(body: bytes, code: str) -> tuple[bytes, int, bool] | None:
