@@ -260,6 +260,26 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> 
         assert cloud.ask("POST", INFER, calm, V2).status == 200
 
 
+def test_a_wrong_method_is_told_all_that_the_description_has_for_its_path(cloud: Guarded) -> None:
+    words = {
+        "model": "affine",
+        "version": "7",
+        "label": "stable",
+        "repository": "any",
+        "digest": "0" * 64,
+        "name": "root.json",
+    }
+    paths = cloud.ask("GET", "/openapi.json").json()["paths"]
+    assert len(paths) > 30
+    for path, methods in paths.items():
+        answer = cloud.ask("TRACE", path.format_map(words | {"channel": "stable", "job": "1"}))
+        assert (answer.status, answer.json()["code"]) == (405, "method_not_allowed"), path
+        assert answer.headers["Allow"].replace("GET, HEAD", "GET").split(", ") == [
+            method for method in ("GET", "POST", "PUT") if method.lower() in methods
+        ], path
+    assert cloud.ask("DELETE", f"/api/blobs/{'0' * 64}").headers["Allow"] == "GET, HEAD, PUT"
+
+
 def test_the_description_names_who_may_use_the_control_plane(cloud: Guarded) -> None:
     told = cloud.ask("GET", "/openapi.json").json()
     schemes = told["components"]["securitySchemes"]

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from toprope_shared.errors import (
     ConflictError,
@@ -48,6 +49,8 @@ _STATUSES: tuple[tuple[type[TopropeError], int], ...] = (
     (UnavailableError, 503),
     (LinkError, 503),
 )
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_ASKED = ("type", "path", "root_path", "headers")
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _INTERNAL = "something went wrong inside; the server's log has the details"
 
@@ -91,15 +94,29 @@ def _router_reply(error: HTTPException) -> Reply:
     return json_reply({"error": str(error.detail), "code": code}, error.status_code, error.headers)
 
 
+def wrong_method(request: Request, allowed: str) -> HTTPException:
+    """Return what refuses a method (405); `allowed` is the value of `Allow`, all methods of the path (RFC 9110, 15.5.6)."""
+    return HTTPException(405, f"the method does not fit: {request.method} {request.url.path}", {"Allow": allowed})
+
+
 async def _handle(request: Request, error: Exception) -> Response:
-    if (
-        isinstance(error, HTTPException)
-        and error.status_code in (404, 405)
-        and error.detail in ("Not Found", "Method Not Allowed")
-    ):
-        sentence = "there is nothing at" if error.status_code == 404 else "the method does not fit:"
-        error = HTTPException(error.status_code, f"{sentence} {request.method} {request.url.path}", error.headers)
+    if isinstance(error, HTTPException):
+        if (error.status_code, error.detail) == (404, "Not Found"):
+            error = HTTPException(404, f"there is nothing at {request.method} {request.url.path}", error.headers)
+        elif (error.status_code, error.detail) == (405, "Method Not Allowed"):
+            error = wrong_method(request, _methods_of_path(request))
     return to_response(error_reply(error))
+
+
+def _methods_of_path(request: Request) -> str:
+    """Return the methods of every route of the request's path; a router names those of the first that it finds."""
+    asked = {name: request.scope[name] for name in _ASKED}  # without what the router has put in
+    routes: Sequence[BaseRoute] = request.app.routes
+
+    def fits(method: str) -> bool:
+        return any(route.matches(asked | {"method": method})[0] is Match.FULL for route in routes)
+
+    return ", ".join(filter(fits, _METHODS))
 
 
 def exception_handlers() -> Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -25,6 +24,7 @@ from toprope_shared.serving.bulk_forms import predict_form
 from toprope_shared.serving.compressing import compressed
 from toprope_shared.serving.dataplane import DataPlane, Exchange
 from toprope_shared.serving.doors import endpoint
+from toprope_shared.serving.http_errors import wrong_method
 from toprope_shared.serving.replies import JSON_TYPE, Reply, json_reply
 from toprope_shared.serving.roads import PLAIN, HotRoad
 from toprope_shared.serving.tfexamples import check_method, read_examples, write_classifications, write_regressions
@@ -214,7 +214,7 @@ class _CaselessRoute(Route):
         """Refuse a method that no path takes, and name those that this one does; the wrong one of both is malformed."""
         if self.methods and scope["method"] not in self.methods:
             allowed = "POST" if _POST.fullmatch(scope["path"]) else "GET, HEAD"
-            raise HTTPException(405, headers={"Allow": allowed})
+            raise wrong_method(Request(scope), allowed)
         await super().handle(scope, receive, send)
 
 

@@ -162,6 +162,27 @@ async def test_another_apps_own_routes_get_the_same_error_bodies(caplog: pytest.
     assert any(record.exc_info for record in caplog.records)
 
 
+async def test_a_wrong_method_is_told_the_methods_of_all_routes_of_its_path() -> None:
+    async def fine(request: Request) -> Response:
+        return PlainTextResponse("fine")
+
+    more = (
+        Route("/own/{name}", fine, methods=["PUT"]),
+        Route("/own/{name}", fine),
+        Route("/own/a", fine, methods=["DELETE"]),
+    )
+    async with served(build_app(DataPlane(make_shelf()), *more)) as (port, _):
+        allowed = {}
+        for path in ("/own/a", "/own/b", "/predictions/affine"):
+            answer = await asyncio.to_thread(fetch, port, path, method="PATCH")
+            allowed[path] = (answer.status, answer.headers["Allow"])
+    assert allowed == {
+        "/own/a": (405, "GET, HEAD, PUT, DELETE"),
+        "/own/b": (405, "GET, HEAD, PUT"),
+        "/predictions/affine": (405, "POST, PUT"),
+    }
+
+
 async def test_without_metrics_there_is_no_page_of_them() -> None:
     async with served(build_app(DataPlane(make_shelf()))) as (port, _):
         assert (await asyncio.to_thread(fetch, port, "/metrics")).status == 404
