@@ -61,6 +61,7 @@ class BulkCall(msgspec.Struct, gc=False):
         rows: of the input.
         note: what the form of the request has to know to write the answer.
         arrived: `time.perf_counter` when it came.
+        caller: the name that the gate admitted, empty without a gate.
     """
 
     way: BulkWay
@@ -71,6 +72,7 @@ class BulkCall(msgspec.Struct, gc=False):
     rows: int
     note: Any
     arrived: float
+    caller: str = ""
 
 
 class Ran(msgspec.Struct, gc=False):
@@ -160,7 +162,7 @@ class Bulk:
         calls = [call for call in taken if not call.client.gone()]
         desk = taken[0].way.desk
         if len(calls) < len(taken):
-            desk.left(len(taken) - len(calls))
+            desk.lost([call for call in taken if call.client.gone()])
             if not calls:
                 return
         try:

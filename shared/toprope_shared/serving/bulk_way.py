@@ -17,7 +17,7 @@ from toprope_shared.serving.bulk import BulkCall, Client, Ran
 from toprope_shared.serving.bulk_forms import BulkForm, Written, page_of
 from toprope_shared.serving.compressing import LEAST_BYTES
 from toprope_shared.serving.turn import PRIORITY_HEADER, TIMEOUT_HEADER
-from toprope_shared.serving.visits import new_ids
+from toprope_shared.serving.visits import GONE, new_ids
 
 if TYPE_CHECKING:
     from toprope_shared.serving.dataplane import DataPlane
@@ -49,7 +49,7 @@ class BulkDesk:
             headers: by lower-case name.
         """
         plane, make = self.plane, target.road.bulk
-        if make is None or plane.tracing or plane.access or not _OWN.isdisjoint(headers):
+        if make is None or plane.tracing or not _OWN.isdisjoint(headers):
             return None
         form = make(headers)
         return BulkWay(self, target, headers, form) if form else None
@@ -59,26 +59,51 @@ class BulkDesk:
         if self.plane.metrics:
             self.plane.metrics.in_flight -= count
 
+    def lost(self, calls: Sequence[BulkCall]) -> None:
+        """Note calls whose callers went away before anything ran."""
+        self.left(len(calls))
+        self._note(calls, GONE, new_ids(len(calls)), [0] * len(calls))
+
     def answer(self, ran: Ran) -> None:
         """Answer the calls of a batch.
 
         Raises:
             Exception: an answer can't be written; none was sent then.
         """
-        calls = ran.calls
+        calls, written = ran.calls, _written(ran)
+        ids = new_ids(len(calls))
         opening = calls[0].client.opening()
         engine = b", local;dur=0.000, cloud;dur=%.3f\r\n%b" % (ran.run_s * 1000, page_of(ran).lines)
         answers = [
             b"%b%bserver-timing: queue;dur=%.3f%b%b\r\ncontent-length: %d\r\n\r\n%b"
             % (opening, lines, (ran.started - call.arrived) * 1000, engine, id_, len(body), body)
-            for call, (lines, body), id_ in zip(calls, _written(ran), new_ids(len(calls)), strict=True)
+            for call, (lines, body), id_ in zip(calls, written, ids, strict=True)
         ]
         self._count(ran)
+        self._note(calls, 200, ids, [len(body) for _, body in written])
         for call, answer in zip(calls, answers, strict=True):
             try:
                 call.client.deliver(answer)
             except Exception:  # one caller's trouble costs the others nothing
                 logger.exception("an answer could not be handed over")
+
+    def _note(self, calls: Sequence[BulkCall], status: int, ids: Sequence[bytes], sent: Sequence[int]) -> None:
+        """Write the access log's lines."""
+        if self.plane.access is None:
+            return
+        now = time.perf_counter()
+        for call, id_, length in zip(calls, ids, sent, strict=True):
+            self.plane.access.note(
+                method="POST",
+                path=call.way.target.path,
+                status=status,
+                caller=call.caller,
+                request_id=id_.decode(),
+                seconds=now - call.arrived,
+                received=len(call.body),
+                sent=length,
+                model=call.way.target.model,
+            )
 
     def _count(self, ran: Ran) -> None:
         plane, page, now = self.plane, page_of(ran), time.perf_counter()
@@ -140,14 +165,15 @@ class BulkWay:
         packed, rows, note = read
         if len(packed) > plane.tensor_limit or (self._unpacks and not 0 <= rows * bulk.answered <= _SHORT):
             return False
+        caller = ""
         if plane.gate:
             try:
-                plane.gate.admit(self.headers, target.model)
+                caller = plane.gate.admit(self.headers, target.model)
             except TopropeError:  # asked again on the thorough way, which says why
                 return False
         if plane.metrics:
             plane.metrics.in_flight += 1
-        bulk.add(BulkCall(self, hot, client, body, packed, rows, note, time.perf_counter()))
+        bulk.add(BulkCall(self, hot, client, body, packed, rows, note, time.perf_counter(), caller))
         return True
 
 

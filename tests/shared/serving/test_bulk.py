@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tests.shared.serving.test_hot_path import PATIENCE_S, TFS, V2, connected, m
 from uvicorn.server import ServerState
 
 from toprope_shared.errors import NotAdmittedError, TooManyRequestsError
+from toprope_shared.serving.access_log import AccessLog
 from toprope_shared.serving.app import build_app, hot_path
 from toprope_shared.serving.batch_queue import BatchQueue
 from toprope_shared.serving.bulk import Bulk, BulkCall
@@ -208,6 +210,22 @@ async def test_the_gate_counts_a_batched_call_once_and_refuses_as_ever(batches: 
         assert statuses == [200, 200, 200, 429]
         assert [(await client.ask(request(V2, v2_body(), X_Api_Key="l"))).status for _ in range(3)] == [401] * 3
     assert (batches, gate.admitted) == ([1, 1], 3)
+
+
+async def test_each_call_of_a_batch_stands_in_the_access_log(batches: list[int]) -> None:
+    hot, _ = models("tick")
+    written = io.StringIO()
+    plane = DataPlane(hot, access=AccessLog(stream=written))
+    async with serving(plane) as (port, _), connected(port) as client:
+        answers = [await client.ask(request(V2, v2_body(id=str(number)))) for number in range(3)]
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert batches == [1, 1]
+    assert [line["request_id"] for line in lines] == [answer.headers["x-request-id"] for answer in answers]
+    assert [line["sent"] for line in lines] == [len(answer.body) for answer in answers]
+    for line in lines:
+        for name in ("time", "ms", "request_id", "sent"):
+            del line[name]
+    assert lines[0] == lines[1] == lines[2]
 
 
 async def test_a_model_that_was_replaced_answers_at_once_with_the_new_one(batches: list[int]) -> None:
