@@ -49,9 +49,11 @@ from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import build_app
 from toprope_shared.serving.binary import Wanted, decode_request, decode_response, encode_response
 from toprope_shared.serving.body import MAX_ENCODINGS, uncompress
+from toprope_shared.serving.bulk_forms import OPEN_JSON, PREDICT, OpenBinary
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.forms import read_field
 from toprope_shared.serving.gate import Gate
+from toprope_shared.serving.quick_json import Row
 from toprope_shared.serving.raw import LENGTH_HEADER, from_raw
 from toprope_shared.serving.replies import Reply as Local
 from toprope_shared.serving.tfexamples import read_examples
@@ -72,6 +74,9 @@ JSON_REQUEST = (
 )
 ROWS = b'{"signature_name":"serving_default","instances":[[1,2,3],[4,5,6]]}'
 COLUMNS = b'{"inputs":{"x":[[1,2,3]],"text":["a",{"b64":"YQ=="}]}}'
+PLAIN = b'{"id":"7","inputs":[{"name":"x","shape":[2,3],"datatype":"FP32","data":[1,2.5,3,-4e-3,0,6]}]}'
+BINARY = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","parameters":{"binary_data_size":12}}]}'
+PLAIN_FORMS = (OPEN_JSON, PREDICT, OpenBinary(len(BINARY)))
 CLASSES = JSON_REQUEST[:-1] + b',"outputs":[{"name":"out_x","parameters":{"classification":2}}]}'
 EXAMPLES = b'{"context":{"text":"a"},"examples":[{"x":[1,2.5,3]},{"x":[1,0,true],"text":{"b64":"YQ=="}}]}'
 FORM_TYPE = b"multipart/form-data; boundary=x"
@@ -159,7 +164,6 @@ def _doors() -> list[Target]:
 def _parts() -> list[Target]:
     refused = (RequestError,)
     raw = struct.pack("<3f", 1, 2, 3)
-    head = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","parameters":{"binary_data_size":12}}]}'
     bomb = gzip.compress(bytes(8 * MIB))
     onion = zlib.compress(b"{}")
     for _ in range(64):
@@ -173,8 +177,17 @@ def _parts() -> list[Target]:
             "serving.binary",
             _binary_request,
             refused,
-            (struct.pack("<H", len(head)) + head + raw,),
+            (struct.pack("<H", len(BINARY)) + BINARY + raw,),
             covers=("serving.quick_binary.QuickBinary.read",),
+        ),
+        Target(
+            "serving.plain",
+            _plain_request,
+            (),
+            (b"\0" + JSON_REQUEST, b"\0" + PLAIN, b"\1" + ROWS, b'\1{"instances":[[1,2,3],[4,5,6]]}', b"\2" + BINARY + raw),
+            (b'\1{"instances":[[%s,1,2]]}' % HUGE, b"\0" + EMPTY_AND_WIDE),
+            ("serving.bulk_forms.BulkForm.read", "serving.bulk_forms.OpenBinary.read"),
+            factor=400,
         ),
         Target("serving.raw_request", _raw_request, refused, (b"\0" + raw, b"\1text")),
         Target(
@@ -245,6 +258,23 @@ def _prediction(data: bytes) -> object:
 
 def _json_request(data: bytes) -> object:
     return decode_request(data, {}, model="m", version=None, specs=(X,))
+
+
+def _plain_request(data: bytes) -> None:
+    """Read a request for a batch; what is taken has the numbers that any reader of JSON finds there."""
+    form, body = PLAIN_FORMS[data[0] % 3 if data else 0], data[1:]
+    if isinstance(form, OpenBinary):  # takes heads only that came before
+        with contextlib.suppress(RequestError):
+            decode_request(body, {LENGTH_HEADER.lower(): str(len(BINARY))}, model="m", version=None, specs=(X,))
+    found = form.read(body, Row.of(X, X))
+    if found is None:
+        return
+    if isinstance(form, OpenBinary):
+        assert found[:2] == (body[len(BINARY) :], (len(body) - len(BINARY)) // 12)
+        return
+    said = json.loads(body)
+    rows = said["inputs"][0]["data"] if "datatype" in str(said) else said.get("instances") or said["inputs"]
+    assert found[:2] == (np.array(rows, np.float32).tobytes(), np.size(rows) // 3)
 
 
 def _binary_request(data: bytes) -> object:
