@@ -9,8 +9,8 @@ import logging
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from toprope_cloud.workers.crew import Crew
 from toprope_cloud.workers.models import CrewModels, SummedMetrics, SummedStatistics
 from toprope_cloud.workers.tally import Tally, WorkerMetrics
 from toprope_shared.errors import InputError, UnavailableError
+from toprope_shared.own_folders import own_folder
 from toprope_shared.serving.app import GRACE_S, METRICS_PATHS, serve
 from toprope_shared.serving.inlet import Inlet
 from toprope_shared.serving.local_socket import unix_socket
@@ -99,11 +100,11 @@ class ManyProcesses:
     Args:
         side: the service's view of the workers' models.
         crew: the workers.
-        control: where the Unix socket will be; its folder goes with it.
+        control: where the Unix socket is while it runs.
         inlet: of the service's own server, for when no worker answers.
     """
 
-    def __init__(self, side: DataSide, crew: Crew, control: Path, inlet: Inlet) -> None:
+    def __init__(self, side: DataSide, crew: Crew, control: _Control, inlet: Inlet) -> None:
         self.side = side
         self._crew = crew
         self._control = control
@@ -113,8 +114,8 @@ class ManyProcesses:
         """Answer until cancelled; see `Front`."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
         with contextlib.ExitStack() as stack:
-            stack.callback(self._control.parent.rmdir)
-            sock = stack.enter_context(unix_socket(self._control, 0o600))
+            self._control.path = stack.enter_context(own_folder()) / "control.sock"
+            sock = stack.enter_context(unix_socket(self._control.path, 0o600))
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(serve(_Counted(app, self._crew), sock, inlet=self._inlet), name="http"),
@@ -146,6 +147,13 @@ class ManyProcesses:
             log.info("SIGHUP: %d workers are replaced one after another", self.reload())
         except UnavailableError as error:
             log.warning("SIGHUP: %s", error)
+
+
+@dataclass(slots=True)
+class _Control:
+    """Where the service listens for its workers; they are begun after that."""
+
+    path: Path = Path()
 
 
 class _Counted:
@@ -189,11 +197,10 @@ def open_front(
         return OneProcess(open_data_side(settings, registry, counts, layout, operator), sock, patience_of(settings))
     if sys.platform != "linux":
         raise InputError("several workers need Linux; set workers = 1 in [cloud]")
-    control = Path(tempfile.mkdtemp(prefix="toprope-")) / "control.sock"
-    tally, inlet = Tally(counts), Inlet()
+    control, tally, inlet = _Control(), Tally(counts), Inlet()
     home = str(layout.home.absolute())
     crew = Crew(
-        sock, settings.workers, lambda: words.Begin(reread() if reread else settings, home, str(control)), tally, inlet
+        sock, settings.workers, lambda: words.Begin(reread() if reread else settings, home, str(control.path)), tally, inlet
     )
     WorkerMetrics(counts, crew.states, lambda: crew.deaths)
     side = open_data_side(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import tempfile
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -33,6 +34,7 @@ from toprope_shared.blobs import Blobs
 from toprope_shared.clock import SystemClock
 from toprope_shared.errors import InputError
 from toprope_shared.link import Address, Link
+from toprope_shared.own_folders import sweep
 from toprope_shared.profiles import find_profile
 from toprope_shared.serving.app import listen
 from toprope_shared.topics import Topics
@@ -57,6 +59,7 @@ async def run(settings: CloudSettings, home: Path, reread: Reread | None = None)
         raise InputError(f"there is no trust metadata in {layout.trust}; make it with: toprope keys init")
     check_address(settings)
     sock = listen(settings.host, settings.port)
+    sweep(tempfile.gettempdir())  # what a service that was killed has left
     keyring = Keyring(layout.keys)
     metadata = MetadataRepository(layout.trust, keyring, clock=SystemClock())
     await asyncio.to_thread(metadata.renew)

@@ -26,6 +26,7 @@ from toprope_edge.journal import Journal
 from toprope_edge.settings import lock_state
 from toprope_edge.workers import Workers
 from toprope_shared.errors import InputError
+from toprope_shared.own_folders import own_folder, sweep
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ def open_state(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ..
     Raises:
         InputError: another agent holds it; or it can't be written and holds nothing that could answer.
     """
+    for folder in filter(None, refuges):  # an agent that was killed may have left its copy in memory
+        sweep(folder)
     locked = False
     try:
         lock_state(state, stack)
@@ -117,8 +120,7 @@ def _try_to_write(state: Path) -> None:
 
 
 def _copied(state: Path, stack: AsyncExitStack, refuges: tuple[str | None, ...], why: str) -> Opened:
-    copy = _refuge(refuges, why)
-    stack.callback(shutil.rmtree, copy, ignore_errors=True)
+    copy = _refuge(refuges, stack, why)
     for name in (JOURNAL, f"{JOURNAL}-wal", journal_copy.FILE):
         if (state / name).exists():
             shutil.copyfile(state / name, copy / name)
@@ -156,10 +158,10 @@ def _open_journal(folder: Path, *, copied: bool = False) -> Journal:
     return journal
 
 
-def _refuge(refuges: tuple[str | None, ...], why: str) -> Path:
+def _refuge(refuges: tuple[str | None, ...], stack: AsyncExitStack, why: str) -> Path:
     for folder in refuges:
         try:
-            return Path(tempfile.mkdtemp(prefix="toprope-", dir=folder))
+            return stack.enter_context(own_folder(folder))
         except OSError as error:
             log.debug("no copy in %s: %s", folder, error)
     raise InputError(f"{why}, nor can any place for temporary files; make one of them writable")

@@ -85,13 +85,22 @@ async def test_a_worker_may_leave_or_be_killed_under_load(service: Service) -> N
     assert service.front.workers()["deaths"] == 1
 
 
-async def test_workers_end_with_the_service(installation: Installation) -> None:
+async def test_workers_end_with_the_service_and_what_it_left_goes_with_the_next(
+    installation: Installation, tmp_path: Path
+) -> None:
     code = (sys.executable, "-m", "tests.fakes.crews", str(installation.layout.home))
-    root = Path(__file__).parents[2]
-    process = await asyncio.create_subprocess_exec(*code, stdout=asyncio.subprocess.PIPE, cwd=root)
-    assert process.stdout
-    async with asyncio.timeout(60):
+    places = tmp_path / "tmp"
+    places.mkdir()
+
+    async def started() -> tuple[asyncio.subprocess.Process, list[int], set[Path]]:
+        root, env = Path(__file__).parents[2], os.environ | {"TMPDIR": str(places)}
+        process = await asyncio.create_subprocess_exec(*code, stdout=asyncio.subprocess.PIPE, cwd=root, env=env)
+        assert process.stdout
         pids = [int(one) for one in (await process.stdout.readline()).split()]
+        return process, pids, set(places.glob("*/control.sock"))
+
+    async with asyncio.timeout(60):
+        process, pids, left = await started()
         ends = [os.pidfd_open(pid) for pid in pids]
         process.kill()
         for end in ends:
@@ -101,7 +110,13 @@ async def test_workers_end_with_the_service(installation: Installation) -> None:
             asyncio.get_running_loop().remove_reader(end)
             os.close(end)
         await process.wait()
-    assert len(pids) == 2
+        following, more, found = await started()
+        following.kill()
+        await following.wait()
+    assert (len(pids), len(more)) == (2, 2)
+    assert (len(left), len(found)) == (1, 1)
+    assert left != found
+    assert [one.name for one in places.iterdir()] == [one.parent.name for one in found]
 
 
 async def test_a_channel_carries_long_messages_and_connections_in_order() -> None:

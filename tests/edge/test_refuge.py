@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -124,3 +127,32 @@ def test_a_copy_that_can_not_be_replaced_is_removed_for_it_would_bring_old_floor
     journal.keep_trust_floors({"timestamp": Floor(14, "k")})
     assert path.is_file()
     journal.close()
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from toprope_edge import refuge
+def full(state):
+    raise OSError(28, "No space left on device")
+refuge._try_to_write = full
+stack = AsyncExitStack()
+opened = refuge.open_state(Path(sys.argv[1]), stack, (sys.argv[2],))
+assert opened.frozen and (opened.folder / "journal.sqlite").exists()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_the_copy_of_an_agent_that_was_killed_goes_with_the_next_start(tmp_path: Path) -> None:
+    state, memory = tmp_path / "state", tmp_path / "memory"
+    state.mkdir()
+    memory.mkdir()
+    Journal(state / JOURNAL).close()
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(state), str(memory))
+    assert await asyncio.wait_for(killed.wait(), 60) == -signal.SIGKILL
+    assert len(list(memory.glob("*/journal.sqlite"))) == 1
+    async with AsyncExitStack() as stack:
+        opened = open_state(state, stack, (str(memory),))
+        assert opened.folder == state
+        assert list(memory.iterdir()) == []

@@ -11,14 +11,12 @@ import importlib.metadata
 import logging
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -30,6 +28,7 @@ from toprope_shared.engines.base import Opened
 from toprope_shared.engines.tensorflow_wire import Head, Open, receive, send
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Format
+from toprope_shared.own_folders import own_folder
 from toprope_shared.tensors import Array, Tensors, TensorSpec
 
 log = logging.getLogger(__name__)
@@ -111,12 +110,13 @@ class TensorFlowSession:
         self._closed = False
         self._child: _Child | None = None
         self._pause_s = self._not_before = 0.0
-        self._folder = Path(tempfile.mkdtemp(prefix="toprope-savedmodel-"))
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(own_folder())
         try:
             saved_model.unpack(data, self._folder)
             self._child = _Child(self._folder, threads, open_s)
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._stack.close()
             raise
         self.inputs, self.outputs = self._child.inputs, self._child.outputs
 
@@ -147,7 +147,7 @@ class TensorFlowSession:
         with self._lock:
             self._closed = True
             self._drop()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._stack.close()
 
     def _running(self) -> _Child:
         """Return the child, started again if need be."""
