@@ -177,13 +177,15 @@ class Bulk:
         """Run calls together.
 
         Raises:
-            EngineError, ValueError: as `Joiner.run_rows`.
+            EngineError, ValueError: as `Joiner.run_rows`; or the output is not what the manifest says.
         """
         started = time.perf_counter()
         rows = sum([call.rows for call in calls])
         joined = np.frombuffer(b"".join([call.packed for call in calls]), FLOAT).reshape(rows, *self.row.tail)
-        outputs = self._joiner.run_rows({self.row.source: joined}, rows)
-        return Ran(self, calls, outputs[self.row.target], rows, started, time.perf_counter() - started)
+        output = self._joiner.run_rows({self.row.source: joined}, rows)[self.row.target]
+        if output.dtype != FLOAT:
+            raise ValueError(f"the output is {output.dtype} and was said to be {FLOAT}")
+        return Ran(self, calls, output, rows, started, time.perf_counter() - started)
 
     def _take(self, most: int) -> list[BulkCall]:
         calls = self.calls

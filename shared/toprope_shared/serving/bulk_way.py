@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # What a caller who says one of these wants is his alone.
 _OWN = frozenset({"content-encoding", "prefer", "traceparent", "x-request-id", PRIORITY_HEADER, TIMEOUT_HEADER})
-# An answer with so many values is never compressed: a float32 as JSON has 16 bytes at most, what stands around them 640.
+# For who takes compressed answers, only what is too short for that: a float32 as JSON has 16 bytes, what is around them 640.
 _SHORT = (LEAST_BYTES - 640) // 16
 
 
