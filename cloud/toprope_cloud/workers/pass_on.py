@@ -112,7 +112,7 @@ def _head(scope: Scope, *, chunked: bool) -> bytes:
         target += b"?" + scope["query_string"]
     lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target)]
     lines += [b"%b: %b" % pair for pair in _own(scope["headers"])]
-    lines.append(b"connection: close")
+    # Without `connection: close`: who answers before the body has come would close on it, and the answer would be lost.
     if chunked:
         lines.append(b"transfer-encoding: chunked")
     return b"\r\n".join(lines) + b"\r\n\r\n"
