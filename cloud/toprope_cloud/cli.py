@@ -9,12 +9,14 @@ import typer
 
 from toprope_cloud.credentials_cli import api_key_app
 from toprope_cloud.keys_cli import keys_app
+from toprope_cloud.labels_cli import labels_app
 
 __all__ = ["broker_app", "cloud_app", "devices_app", "keys_app"]
 
 broker_app = typer.Typer(help="The embedded MQTT broker.", no_args_is_help=True)
 cloud_app = typer.Typer(help="The cloud service.", no_args_is_help=True)
 cloud_app.add_typer(api_key_app, name="api-key")
+cloud_app.add_typer(labels_app, name="labels")
 devices_app = typer.Typer(help="What runs where.")
 rollout_app = typer.Typer(help="Watch and help a channel move to a release.", no_args_is_help=True)
 
@@ -78,15 +80,13 @@ def cloud_reload(
     """Replace the worker processes one after another, without a failed request; they read the settings anew."""
     import time
 
-    from toprope_cloud.keys import Keyring
-    from toprope_cloud.layout import Layout
+    from toprope_cloud.asking import ask, operator_token
     from toprope_shared.errors import DeadlineError, InputError
-    from toprope_shared.settings import home
 
-    token = Keyring(keys or Layout(home()).keys).token()
-    replacing = _ask("POST", url, "/api/workers/reload", token=token)["replacing"]
+    token = operator_token(keys)
+    replacing = ask("POST", url, "/api/workers/reload", token=token)["replacing"]
     end = time.monotonic() + timeout
-    while (told := _ask("GET", url, "/api/workers", token=token))["reloading"]:
+    while (told := ask("GET", url, "/api/workers", token=token))["reloading"]:
         if time.monotonic() > end:
             raise DeadlineError(f"the workers were not replaced within {timeout:g} s; the cloud's log says why")
         time.sleep(0.2)
@@ -127,11 +127,12 @@ def devices(
 
     from rich.console import Console
 
+    from toprope_cloud.asking import get
     from toprope_cloud.show import choice_tables, fleet_table, reports_table
     from toprope_cloud.telemetry_show import telemetry_tables
     from toprope_shared.errors import NotFoundError
 
-    found = _get_devices(url)
+    found = get(url, "/api/devices")["devices"]
     if device:
         found = [one for one in found if one["device"] == device]
         if not found:
@@ -145,7 +146,7 @@ def devices(
         for table in choice_tables(found[0]["models"]):
             console.print(table)
         with contextlib.suppress(NotFoundError):  # it has told nothing yet
-            for table in telemetry_tables(_get(url, f"/api/devices/{device}/telemetry")):
+            for table in telemetry_tables(get(url, f"/api/devices/{device}/telemetry")):
                 console.print(table)
         console.print(reports_table(found[0]["reports"]))
 
@@ -166,9 +167,10 @@ def rollout_watch(
     from rich.console import Console
 
     from toprope_cloud import watch
+    from toprope_cloud.asking import get
 
     def look() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        return _get(url, f"/api/rollouts/{channel}"), _get_devices(url)
+        return get(url, f"/api/rollouts/{channel}"), get(url, "/api/devices")["devices"]
 
     found = watch.follow(look, Console(), timeout_s=timeout, once=once)
     if any(row.verdict == watch.FAILED for row in found):
@@ -183,51 +185,7 @@ def rollout_retry(
     keys: Path = typer.Option(None, help="Folder with the operator's token; the keys below TOPROPE_HOME by default."),
 ) -> None:
     """Let devices that refused the channel's release of a model try it once more; the word is signed into the rollout."""
-    from toprope_cloud.keys import Keyring
-    from toprope_cloud.layout import Layout
-    from toprope_shared.settings import home
+    from toprope_cloud.asking import ask, operator_token
 
-    token = Keyring(keys or Layout(home()).keys).token()
-    rollout = _ask("POST", url, f"/api/rollouts/{channel}/retry", token=token, body={"model": model})
+    rollout = ask("POST", url, f"/api/rollouts/{channel}/retry", token=operator_token(keys), body={"model": model})
     typer.echo(f"rollout {rollout['version']} of {channel}: devices that refused its release of {model} try it once more")
-
-
-def _get_devices(url: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = _get(url, "/api/devices")["devices"]
-    return rows
-
-
-def _get(url: str, path: str) -> dict[str, Any]:
-    return _ask("GET", url, path)
-
-
-def _ask(method: str, url: str, path: str, *, token: str = "", body: Any = None) -> dict[str, Any]:
-    import urllib3
-
-    from toprope_shared.errors import InputError, LinkError, NotFoundError
-
-    headers = {"Authorization": f"Bearer {token}"} if token else None
-    try:
-        answer = urllib3.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=10.0, retries=False)
-        said: dict[str, Any] = answer.json()
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise LinkError(f"the cloud at {url} does not answer: {error}") from error
-    if answer.status == 401 and not token and (own := _own_token()):
-        return _ask(method, url, path, token=own, body=body)
-    if answer.status not in (200, 202):
-        sentence = str(said.get("error", f"the cloud answered {answer.status}"))
-        raise NotFoundError(sentence) if answer.status == 404 else InputError(sentence)
-    return said
-
-
-def _own_token() -> str:
-    """Return the operator's token of this home; empty where there is none."""
-    from toprope_cloud.keys import Keyring
-    from toprope_cloud.layout import Layout
-    from toprope_shared.errors import InputError
-    from toprope_shared.settings import home
-
-    try:
-        return Keyring(Layout(home()).keys).token()
-    except InputError:
-        return ""

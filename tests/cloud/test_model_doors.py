@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from fastapi import Depends, FastAPI
 from tests.fakes.cloud_models import Served, Signed, serving
 from tests.fakes.releases import tiny_release
+from typer.testing import CliRunner
 
+from toprope_cloud.cli import cloud_app
 from toprope_cloud.guard import operator_guard
 from toprope_cloud.label_book import LabelBook
+from toprope_cloud.labels_cli import label_rows
 from toprope_cloud.model_settings import ModelSettings
 from toprope_cloud.models_api import models_router
 from toprope_shared.blobs import Blobs
+from toprope_shared.errors import InputError, NotFoundError
 from toprope_shared.inference import ModelState
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.app import listen, routes, serve
@@ -125,6 +131,52 @@ async def test_an_operator_moves_a_label_by_a_call(tmp_path: Path) -> None:
             assert response.status == 200
         assert await ask("stable") == [[20.0]]
         assert await ask("blue") == 400
+
+
+async def test_the_command_shows_sets_and_removes_labels(tmp_path: Path) -> None:
+    blobs, book = Blobs(tmp_path / "blobs"), LabelBook(tmp_path / "labels")
+    (tmp_path / "operator.token").write_text("secret\n")
+    one, two = release(blobs, 1), release(blobs, 2)
+    async with serving(Signed(one, two, stable=two), blobs) as served, over_http(served, book) as client:
+        await served.until(lambda: len(served.states()) == 2 and all(s.ready for s in served.models.models()))
+
+        async def run(*words: str) -> Any:
+            keys = () if words[0] == "show" else ("--keys", str(tmp_path))
+            command = ("labels", *words, *keys, "--url", str(client._base_url))
+            return await asyncio.to_thread(CliRunner().invoke, cloud_app, command)
+
+        async def shown(*words: str) -> list[list[str]]:
+            return [list(row.values()) for row in json.loads((await run("show", "--json", *words)).stdout)]
+
+        assert await shown() == [["double", "stable", "1.2.0", "AVAILABLE", ""]]
+        assert "the label stable of double is set to 1.1.0" in (await run("set", "double", "stable", "1")).stdout
+        assert (await run("set", "double", "canary", "1.2.0")).exit_code == 0
+        both = [["double", "canary", "1.2.0", "AVAILABLE", "1.2.0"], ["double", "stable", "1.1.0", "AVAILABLE", "1.1.0"]]
+        assert await shown("double") == both
+        assert "canary" in (await run("show")).stdout
+        assert "is not set any more" in (await run("remove", "double", "stable")).stdout
+        assert await shown() == [both[0], ["double", "stable", "1.2.0", "AVAILABLE", ""]]
+        for words, sentence in {
+            ("show", "nobody"): "serves no model 'nobody'",
+            ("set", "double", "../x", "1"): "there is nothing at",
+            ("set", "double", "7", "1"): "not begin with a digit",
+            ("set", "double", "blue", "9.9.9"): "no signed release 9.9.9 of 'double'",
+            ("remove", "double", "blue"): "no operator has set the label blue of double",
+        }.items():
+            failed = await run(*words)
+            assert isinstance(failed.exception, InputError | NotFoundError)
+            assert sentence in str(failed.exception)
+
+
+def test_a_label_that_is_set_and_stands_for_nothing_yet_has_a_row_too() -> None:
+    told = {
+        "models": [{"model": "b", "version": "1.0.0", "state": "AVAILABLE", "labels": ["old"]}],
+        "set": {"b": {"old": "2.0.0"}, "a": {"new": "1.0.0"}},
+    }
+    assert label_rows(told) == [
+        {"model": "a", "label": "new", "version": "", "state": "", "set": "1.0.0"},
+        {"model": "b", "label": "old", "version": "1.0.0", "state": "AVAILABLE", "set": "2.0.0"},
+    ]
 
 
 async def test_a_label_that_can_not_be_set_is_refused_with_a_sentence(tmp_path: Path) -> None:
