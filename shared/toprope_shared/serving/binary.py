@@ -243,7 +243,7 @@ def _header_length(body: bytes, headers: Mapping[str, str]) -> int | None:
     text = headers.get(LENGTH_HEADER.lower())
     if text is None:
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+    if not ((text := text.strip(" \t")).isascii() and text.isdecimal() and len(text) < 20):
         raise RequestError(f"{LENGTH_HEADER} is not a number of bytes: {text[:32]!r}")
     if int(text) > len(body):
         raise RequestError(f"{LENGTH_HEADER} says {int(text)} bytes and the body has {len(body)}")

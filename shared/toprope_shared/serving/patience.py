@@ -109,6 +109,9 @@ class PatientHttp(HttpToolsProtocol):
                 # The parser leaves the body to the other protocol; as without the offer it is ours.
                 data = self._head_without_offer() + data[offer.args[0] :] if self.offered else b""
             except httptools.HttpParserError as error:
+                if isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                    self.cut(400, f"the request's target is none of HTTP's: {self.url[:64]!r}")
+                    return
                 if isinstance(error, httptools.HttpParserCallbackError):
                     log.error("a request's head or body could not be taken in", exc_info=error)
                 self.cut(400, f"the request is not HTTP/1.1: {error}")
@@ -147,6 +150,9 @@ class PatientHttp(HttpToolsProtocol):
             self.cut(400, "the request names more than one host (RFC 9112, section 3.2)")
         else:
             super().on_headers_complete()
+            cycle: Any = self.cycle
+            if cycle is not None and not cycle.keep_alive:
+                cycle.transport = _LastAnswer(self, self.transport)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body; a request that was cut has none."""
@@ -214,6 +220,14 @@ class PatientHttp(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
+    def last_answer_given(self) -> None:
+        """Close after an answer behind which nothing may follow; a body that is still coming is let go by first."""
+        if self._coming and not self._cut and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._leave()
+        else:
+            self.transport.close()
+
     def _leave(self) -> None:
         """End the connection after what was written; closing at once would reset it while the client sends, and lose that."""
         self._cut = True
@@ -265,6 +279,21 @@ class PatientHttp(HttpToolsProtocol):
     def _cut_long_head(self) -> None:
         most = self.patience.head_bytes
         self.cut(431, f"the request's head has more than {most} bytes; send a shorter path and fewer headers")
+
+
+class _LastAnswer:
+    """The transport as uvicorn's cycle has it for the last answer of a connection.
+
+    To close while the client still sends would reset the connection, and the answer would be lost (RFC 9112, section 9.6).
+    """
+
+    def __init__(self, protocol: PatientHttp, transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        self._protocol.last_answer_given()
 
 
 def impatient(patience: Patience, protocol: type[PatientHttp] = PatientHttp) -> type[PatientHttp]:

@@ -25,7 +25,7 @@ from toprope_shared.serving.quick_json import quick_predict
 from toprope_shared.serving.raw import bytes_of
 from toprope_shared.serving.tfexplain import explain_columns, explain_rows, is_b64, parse_error, show
 from toprope_shared.serving.tfnumbers import encode_percent_g
-from toprope_shared.serving.values import flatten, refuse_surrogates, to_array
+from toprope_shared.serving.values import flatten, reader_of, refuse_surrogates, to_array
 from toprope_shared.tensors import Array, TensorSpec
 
 SIGNATURE = "serving_default"
@@ -97,15 +97,19 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def _parse_leniently(body: bytes) -> Any:
+    odd: UnicodeDecodeError | None = None
     try:
-        text = body.decode("utf-8-sig").lstrip()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from error
-    if not text:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:  # it may stand behind the object, where anything may
+        odd, text = error, body[: error.start].decode("utf-8-sig")
+    text = text.lstrip()
+    if not text and odd is None:
         raise RequestError("JSON Parse error: The document is empty")
     try:
-        value = json.JSONDecoder().raw_decode(text)[0]
+        value = reader_of(text).raw_decode(text)[0]
     except json.JSONDecodeError as error:
+        if odd:
+            raise RequestError(f"JSON Parse error: Invalid encoding in string. at offset: {odd.start}") from odd
         raise parse_error(error, explained=len(body) <= EXPLAINED_BYTES) from error
     except RecursionError as error:
         raise RequestError("JSON Parse error: The document is nested too deeply") from error

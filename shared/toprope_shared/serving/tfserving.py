@@ -108,7 +108,7 @@ class TensorFlowServingDoor:
 
     def hot_road(self) -> HotRoad:
         """Return which requests may take the hot road."""
-        version = r"(?P<version>\d{1,18}|\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?)"
+        version = r"(?P<version>0|[1-9]\d{0,17}|\d+\.\d+\.\d+(?:-[0-9a-z.-]+)?)"
         pattern = rf"/v1/models/(?P<model>{PLAIN})(?:/versions/{version})?:predict"
         return HotRoad(re.compile(pattern), PredictExchange, self.predict, bulk=predict_form)
 
@@ -230,9 +230,12 @@ def _raw_path(request: Request) -> str:
 
 
 def _version(text: str | None) -> str | None:
-    if text and text.isdecimal() and int(text[:32]) > _MAX_VERSION:
+    if not text or not text.isdecimal():
+        return text
+    number = text.lstrip("0") or "0"
+    if int(number[:32]) > _MAX_VERSION:
         raise RequestError(f"Failed to convert version: {text[:64]} to numeric.")
-    return text
+    return number
 
 
 def _version_status(status: ModelStatus) -> dict[str, Any]:

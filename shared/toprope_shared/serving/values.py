@@ -23,7 +23,32 @@ from toprope_shared.tensors import NUMPY_TYPES, Array
 MAX_RANK = 32
 MAX_SIZE = 2**63 - 1
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 _TOKENS = (b"NaN", b"Infinity", b"-Infinity")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"a number is too large for a double: {text[:32]}")
+    return value
+
+
+def _int(text: str) -> int | float:
+    value = _float(text)  # quick, however many digits there are
+    return int(text) if abs(value) < 2**65 and _MIN_INT <= int(text) <= _MAX_INT else value
+
+
+_READER, _STRICT_READER = json.JSONDecoder(), json.JSONDecoder(parse_float=_float, parse_int=_int)
+_PERHAPS_LARGE = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
+
+
+def reader_of(text: str) -> json.JSONDecoder:
+    """Return a reader of JSON that takes NaN and the infinities; a number too large for 64 bits is as orjson has it.
+
+    It raises `json.JSONDecodeError`, `ValueError` for a number too large for a double, and `RecursionError`.
+    """
+    return _STRICT_READER if _PERHAPS_LARGE.search(text) else _READER  # a call a number is slow
 
 
 def loads(data: bytes | memoryview) -> Any:
@@ -39,7 +64,8 @@ def loads(data: bytes | memoryview) -> Any:
         if not any(token in text for token in _TOKENS[:2]):
             raise RequestError(f"the body is not JSON: {error}") from error
     try:
-        value = json.loads(text)
+        words = text.decode()
+        value = reader_of(words).decode(words)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}") from error
     refuse_surrogates(text, value)

@@ -82,6 +82,22 @@ def test_anything_else_is_not_admitted(keys: ApiKeys, clock: ManualClock, shown:
     assert json.loads(reply.body)["code"] == "not_admitted"
 
 
+def test_a_key_is_read_by_the_header_that_it_stands_in_whatever_was_admitted_before(
+    keys: ApiKeys, clock: ManualClock
+) -> None:
+    gate, key = Gate([keys], clock=clock), keys.add("web")
+    for _ in range(2):
+        for shown in ({"x-api-key": key}, {"x-api-key": f"{key} "}, {"authorization": "", "x-api-key": key}, bearer(key)):
+            assert gate.admit(shown) == "key:web"
+        for shown in (
+            {"authorization": key},
+            {"x-api-key": f"Bearer {key}"},
+            {"authorization": "Bearer x", "x-api-key": key},
+        ):
+            with pytest.raises(NotAdmittedError):
+                gate.admit(shown)
+
+
 def test_nothing_that_was_shown_stands_in_the_refusal(keys: ApiKeys, clock: ManualClock) -> None:
     with pytest.raises(NotAdmittedError) as raised:
         Gate([keys], clock=clock).admit(bearer("tpr_close-to-a-real-one"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import select
 import socket
 from collections.abc import AsyncIterator
@@ -95,6 +96,29 @@ async def test_a_slow_body_above_the_least_rate_is_heard_to_its_end() -> None:
         answer = await said(port, head, *[b"x" * 2000] * 10, gap_s=0.15)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"x" * 2000)
+
+
+async def test_a_last_answer_is_read_by_a_client_who_sends_to_the_end_before_he_reads() -> None:
+    size = 4 << 20  # more than both ends' buffers hold
+    head = f"POST /none HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n".encode()
+    async with served(Patience()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        begins = await reader.readexactly(1)  # the answer is out, and the body is still to come
+        writer.write(b"x" * size)
+        await writer.drain()
+        answer = begins + await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert answer.endswith(b"Not Found")
+
+
+async def test_a_target_that_is_none_is_the_callers_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(Patience()) as port:
+        answer = await said(port, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"the request's target is none of HTTP's: b'x:80'" in answer
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_client_that_does_not_read_its_answer_is_dropped() -> None:

@@ -86,8 +86,9 @@ def test_nan_and_the_infinities_are_taken_and_given(server: Server) -> None:
     assert answer.data == b'{"predictions":[[NaN,Infinity,-Infinity]]}'
 
 
-def test_what_follows_the_object_is_ignored(server: Server) -> None:
-    answer = server.post("/v1/models/affine:predict", b'\n {"instances": [[1, 2, 3]]} trailing } bytes')
+@pytest.mark.parametrize("more", [b" trailing } bytes", b"\0\xff", b"\xc3"])
+def test_what_follows_the_object_is_ignored(server: Server, more: bytes) -> None:
+    answer = server.post("/v1/models/affine:predict", b'\n {"instances": [[1, 2, 3]]}' + more)
     assert json.loads(answer.data) == {"predictions": [[3, 5, 7]]}
 
 
@@ -96,6 +97,7 @@ def test_what_follows_the_object_is_ignored(server: Server) -> None:
     [
         "/v1/models/affine:predict",
         "/v1/models/affine/versions/7:predict",
+        "/v1/models/affine/versions/007:predict",
         "/v1/models/affine/versions/1.2.0:predict",
         "/V1/Models/affine/Versions/7:Predict",
         "/v1/models/%61ffine:predict",
@@ -114,6 +116,7 @@ ROWS = {"instances": [[1, 2, 3]]}
     [
         ("/v1/models/none:predict", 404, "Servable not found for request: Latest(none)"),
         ("/v1/models/affine/versions/99:predict", 404, "Servable not found for request: Specific(affine, 99)"),
+        ("/v1/models/affine/versions/099:predict", 404, "Servable not found for request: Specific(affine, 99)"),
         ("/v1/models/affine/labels/stable:predict", 400, "Unrecognized servable version label: stable"),
         (
             "/v1/models/affine/versions/9223372036854775808:predict",
@@ -150,6 +153,9 @@ def test_a_wrong_path_is_told_in_the_servers_words(server: Server, path: str, st
         ("affine", b"  \n", "JSON Parse error: The document is empty"),
         ("affine", b"nonsense", "JSON Parse error: Invalid value. at offset: 0"),
         ("affine", b"[1]", "JSON Value: [\n    1\n] Is not object"),
+        ("affine", b'{"inputs": "\xff"}', "JSON Parse error: Invalid encoding in string. at offset: 12"),
+        ("affine", b'{"inputs": [[1, 2, 1e400]]}', "JSON Parse error: Number too big to be stored in double."),
+        ("affine", b'{"inputs": [[1, 2, -%b]]}' % (b"9" * 400), "JSON Parse error: Number too big to be stored in double."),
         ("affine", b'{"instances" 1}', "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
         ("affine", b"{1}", "JSON Parse error: Missing a name for object member. at offset: 1"),
         ("affine", b'{"a": "}[', "JSON Parse error: Missing a closing quotation mark in string. at offset: 6"),
