@@ -26,9 +26,6 @@ from toprope_shared.serving.batching import Batcher, Pace
 
 log = logging.getLogger(__name__)
 
-# A try-out that nobody waits for stands back for what answers already, so that an update is hardly felt; its processor time has
-# its own limit.
-NICE = 5
 TRY_OUT_S = 4 * probe.WALL_S
 # The children of a try-out keep their own time; this is for all of a release's choices, one after the other.
 CHOICES = 10
@@ -119,9 +116,9 @@ class Loader:
     async def _try_out(self, shelf: Shelf, served: Served) -> Tried:
         threads = settings_of(self._tables, shelf.model).threads
         async with self._turns.turn(lambda: served.demanded):
-            nice = NICE if self._answers() and not served.demanded else 0
+            aside = self._answers() and not served.demanded
             return await beside(
-                lambda: try_out(served.manifest, served.choices, self._blobs, threads, wall_s=self._wall_s, nice=nice),
+                lambda: try_out(served.manifest, served.choices, self._blobs, threads, wall_s=self._wall_s, aside=aside),
                 f"the try-out of {served.title}",
                 lambda _: None,
                 patience_s=CHOICES * self._wall_s,

@@ -29,6 +29,10 @@ from toprope_shared.tensors import Array, Tensors
 log = logging.getLogger(__name__)
 
 OPEN_S = 120.0
+# A try-out that nobody waits for has the processor's spare time alone at first, so that an update is hardly felt; where that is
+# not enough, it begins anew and only stands back for what answers.
+SPARE_S = 5.0
+NICE = 5
 # Shorter calls take turns; longer ones may run at once, which needs an instance each where an engine's are not shared.
 SHORT_US = 300.0
 SPREAD = 0.85  # what eight rows must take less with all cores than with one, to be given them
@@ -93,7 +97,7 @@ async def beside(work: Callable[[], T], what: str, discard: Callable[[T], None],
 
 
 def try_out(
-    manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int, *, wall_s: float, nice: int
+    manifest: Manifest, choices: tuple[Choice, ...], blobs: Blobs, threads: int, *, wall_s: float, aside: bool
 ) -> Tried:
     """Return the first choice that passes. Blocks.
 
@@ -103,7 +107,7 @@ def try_out(
         blobs: where the files are.
         threads: the engine's in one call; 0 is left open.
         wall_s: seconds that each may take.
-        nice: how far it stands back for what answers.
+        aside: whether it stands back for what answers already.
 
     Raises:
         DeviceError: none passes; it is the error of the best.
@@ -113,7 +117,7 @@ def try_out(
         if choice.variant.reference != choices[0].variant.reference:
             continue
         try:
-            return _tried(manifest, choice, blobs, threads, wall_s, nice)
+            return _tried(manifest, choice, blobs, threads, wall_s, aside)
         except DeviceError as error:
             if len(choices) > 1:
                 log.warning("%s %s does not run on %s: %s", manifest.model, manifest.version, choice.engine.name, error)
@@ -121,7 +125,7 @@ def try_out(
     raise first or LoadError(f"{manifest.model} {manifest.version} has no variant that an engine here opens")
 
 
-def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_s: float, nice: int) -> Tried:
+def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_s: float, aside: bool) -> Tried:
     variant = choice.variant
     least = variant.artifact.length
     if getattr(choice.engine, "contained", False):
@@ -129,7 +133,10 @@ def _tried(manifest: Manifest, choice: Choice, blobs: Blobs, threads: int, wall_
     file = blobs.path(variant.artifact.sha256)
     golden = blobs.path(manifest.golden.artifact.sha256)
     request = probe.request_for(manifest, variant, choice.engine.name, file, golden, threads or 1)
-    result = probe.probe(request, wall_s=wall_s, nice=nice)
+    if aside:
+        result = probe.probe(request, wall_s=wall_s, nice=NICE, spare_s=min(SPARE_S, wall_s / 4))
+    else:
+        result = probe.probe(request, wall_s=wall_s)
     instances = 1 if variant.needs.stateful or result.latency_us < SHORT_US else cores()
     return Tried(choice, threads, instances, least)
 

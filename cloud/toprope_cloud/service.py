@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from toprope_cloud.api import build_app
+from toprope_cloud.api import build_app, make_routes
 from toprope_cloud.broadcast import Schedule
 from toprope_cloud.broker import BrokerFiles
 from toprope_cloud.credentials import check_address
@@ -90,6 +90,7 @@ async def run(settings: CloudSettings, home: Path, reread: Reread | None = None)
             app.include_router(telemetry_router(book), dependencies=readers)
             app.include_router(models_router(models, labels, guard, on_change), dependencies=readers)
             app.include_router(workers_router(front, guard), dependencies=readers)
+            make_routes(app)
             sender = _sender(settings, link, topics, registry.blobs, metrics)
             async with asyncio.TaskGroup() as group:
                 tasks = [

@@ -16,13 +16,13 @@ from functools import partial
 import numpy as np
 
 from toprope_edge.loaded import Loaded
-from toprope_edge.spare import SpareTime
 from toprope_edge.workers import Workers
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine, Session, import_now
 from toprope_shared.errors import EngineError, LoadError
 from toprope_shared.manifest import Manifest, Variant
 from toprope_shared.resident import give_back_at_once, resident_bytes, trim
+from toprope_shared.spare import SpareTime
 from toprope_shared.tensors import Array, TensorSpec
 
 logger = logging.getLogger(__name__)

@@ -90,19 +90,26 @@ def best(results: Iterable[ProbeResult]) -> ProbeResult:
     return min(equal, key=lambda one: (one.memory_bytes >> 20, one.threads, one.latency_us))
 
 
-def probe(request: ProbeRequest, *, wall_s: float = WALL_S, nice: int = 0) -> ProbeResult:
-    """Run the child and wait for it, at most `wall_s` seconds. Blocks: call it from a worker thread.
+def probe(request: ProbeRequest, *, wall_s: float = WALL_S, nice: int = 0, spare_s: float = 0.0) -> ProbeResult:
+    """Run the child and wait for it, at most `spare_s` and `wall_s` seconds. Blocks: call it from a worker thread.
 
     Args:
         request: what is tried.
         wall_s: seconds after which the child is killed.
         nice: how far it stands back for others who want the processor, 0 to 19.
+        spare_s: seconds for which it is tried with nothing but the processor's spare time at first; if they are not enough, it
+            begins anew with its share. 0 leaves that out.
 
     Raises:
         ProbeError: the child died, hung, or found that the variant does not load, run or reproduce the golden outputs; it
             says at which stage, and by which signal.
     """
-    return judge(request, run_contained(COMMAND, msgspec.json.encode(request), wall_s=wall_s, nice=nice), wall_s)
+    given = msgspec.json.encode(request)
+    if spare_s:
+        ended = run_contained(COMMAND, given, wall_s=spare_s, spare=True)
+        if not ended.hung:
+            return judge(request, ended, spare_s)
+    return judge(request, run_contained(COMMAND, given, wall_s=wall_s, nice=nice), wall_s)
 
 
 def judge(request: ProbeRequest, ended: Ended, wall_s: float) -> ProbeResult:

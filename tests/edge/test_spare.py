@@ -1,17 +1,16 @@
-"""Who opens beside others stands aside, and comes back."""
+"""Who opens a large file beside others stands aside."""
 
 from __future__ import annotations
 
 import os
-import threading
 
 import pytest
 from tests.fakes.releases import tiny_release
 
-from toprope_edge import opener, spare
+from toprope_edge import opener
 from toprope_edge.opener import Opener
 from toprope_edge.runtime import Runtime
-from toprope_edge.spare import SpareTime
+from toprope_shared import spare
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import Engine
 from toprope_shared.manifest import Manifest
@@ -20,39 +19,6 @@ from toprope_shared.tensors import TensorSpec
 may_return = pytest.mark.skipif(
     not spare._may_return(), reason="this user's threads may not come back from SCHED_IDLE (RLIMIT_NICE)"
 )
-
-
-@may_return
-def test_a_thread_stands_aside_for_one_call_and_comes_back() -> None:
-    with SpareTime().alone():
-        assert os.sched_getscheduler(0) == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
-@may_return
-def test_a_hurry_brings_a_thread_back_in_the_middle_of_its_call_and_keeps_it_there() -> None:
-    time = SpareTime()
-    aside, hurried, seen = threading.Event(), threading.Event(), list[int]()
-
-    def work() -> None:
-        with time.alone():
-            aside.set()
-            assert hurried.wait(30)
-            seen.append(os.sched_getscheduler(0))
-        with time.alone():
-            seen.append(os.sched_getscheduler(0))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert aside.wait(30)
-    time.hurry()
-    hurried.set()
-    thread.join(30)
-    assert seen == [os.SCHED_OTHER, os.SCHED_OTHER]
-
-
-def test_a_hurry_when_nothing_stands_aside_is_no_error() -> None:
-    SpareTime().hurry()
 
 
 class _Watching:

@@ -87,10 +87,11 @@ def test_a_file_that_kills_its_engine_is_refused_with_the_signal_and_the_stage(t
     assert str(error) == "the try-out with tflite-runtime was killed by SIGSEGV while the file was opened"
 
 
-def test_a_child_stands_back_for_others_when_it_is_told_to() -> None:
-    program = "import os, sys; sys.stdin.read(); print(os.getpriority(os.PRIO_PROCESS, 0))"
-    ended = run_contained([sys.executable, "-c", program], b"", wall_s=PATIENCE_S, nice=7)
-    assert int(ended.said) == max(7, os.getpriority(os.PRIO_PROCESS, 0))
+def test_what_spare_time_is_not_enough_for_begins_anew_with_its_share(tmp_path: Path) -> None:
+    request = convolution(tmp_path, "onnxruntime")
+    assert probe(request, spare_s=0.001).error_ppm <= 10
+    with pytest.raises(ProbeError, match=r"did not end within 0\.002 s"):
+        probe(request, spare_s=0.001, wall_s=0.002)
 
 
 def test_a_call_that_never_ends_is_killed_by_the_clock(tmp_path: Path) -> None:

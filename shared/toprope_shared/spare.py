@@ -1,8 +1,8 @@
-"""Lets one thread's long calls take the processor time that nobody else wants, so that they are not felt beside them.
+"""Lets work take the processor time that nobody else wants, so that it is not felt beside what answers.
 
-Only where the way back is open: a thread that may not become an ordinary one again (`RLIMIT_NICE` below 20 and no
-CAP_SYS_NICE) stays one, because it would hold Python's lock at the end of the call and be made to wait with it. Source:
-sched(7), `SCHED_IDLE`.
+A child process may be left there for good. A thread may only where the way back is open: one that may not become an ordinary
+one again (`RLIMIT_NICE` below 20 and no CAP_SYS_NICE) stays one, because it would hold Python's lock at the end of the call and
+be made to wait with it. Source: sched(7), `SCHED_IDLE`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
+
+LAST = 19  # the nicest
 
 
 class SpareTime:
@@ -29,6 +32,8 @@ class SpareTime:
             return
         self._thread = threading.get_native_id()
         _set(0, os.SCHED_IDLE)
+        if self._hurry:  # it came between the two, and may have been before the last line
+            _set(0, os.SCHED_OTHER)
         try:
             yield
         finally:
@@ -41,6 +46,33 @@ class SpareTime:
         if self._thread:
             with suppress(ProcessLookupError):  # it has just ended
                 _set(self._thread, os.SCHED_OTHER)
+
+
+def lend(child: int) -> None:
+    """Run a child process that was just started, and all that it starts, behind everything else, where the system can.
+
+    While others use the processor up it gets next to nothing: whoever waits for it needs a deadline.
+    """
+    if hasattr(os, "SCHED_IDLE"):
+        with suppress(OSError):  # a sandbox may forbid it; then it has its ordinary share
+            _set(child, os.SCHED_IDLE)
+    stand_back(child, LAST)
+
+
+def stand_back(child: int, nice: int) -> None:
+    """Let a child process with a session of its own, and all that it starts, stand back for others.
+
+    Where sessions share the processor as groups, what a process says of itself counts within its group alone, and the group is
+    told too. Source: sched(7), "The autogroup feature".
+
+    Args:
+        child: its process id.
+        nice: how far, 0 to 19; see nice(2).
+    """
+    with suppress(ProcessLookupError):  # it has died already
+        os.setpriority(os.PRIO_PROCESS, child, nice)
+    with suppress(OSError):  # there are no such groups here, or it has died
+        Path(f"/proc/{child}/autogroup").write_text(str(nice))
 
 
 def _set(thread: int, policy: int) -> None:
