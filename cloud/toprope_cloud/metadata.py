@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 from tuf.repository import Repository
 
@@ -42,6 +42,8 @@ class MetadataRepository(Repository):
         self.folder = folder
         self._keyring = keyring
         self._clock = clock
+        self._versions: dict[str, int] = {}  # the newest that were seen
+        self._parsed: dict[str, tuple[tuple[str, int, int], Signed]] = {}
 
     # What python-tuf's Repository asks for.
 
@@ -87,7 +89,17 @@ class MetadataRepository(Repository):
     def targets_infos(self) -> dict[str, MetaFile]:
         """The versions of all targets roles, for the snapshot."""
         roles = [Targets.type, *self.delegated()]
-        return {f"{role}.json": MetaFile(self.open(role).signed.version) for role in roles if self._newest(role)}
+        return {f"{role}.json": MetaFile(self._seen(role).version) for role in roles if self._newest(role)}
+
+    def root(self) -> Root:
+        """Return the newest root, to be read and not changed."""
+        root: Root = self._seen(Root.type)
+        return root
+
+    def targets(self, rolename: str = Targets.type) -> Targets:
+        """Return the newest metadata of a targets role, to be read and not changed."""
+        targets: Targets = self._seen(rolename)
+        return targets
 
     @property
     def snapshot_info(self) -> MetaFile:
@@ -107,7 +119,7 @@ class MetadataRepository(Repository):
             if newest is None:
                 raise FileNotFoundError(f"no metadata of the role {role}")
             return newest.read_bytes()
-        return (self.folder / f"{version}.{role}.json").read_bytes()
+        return self._path(role, version).read_bytes()
 
     def stamp(self) -> tuple[int, ...]:
         """Return what changes whenever a file in the folder is written, by whichever process."""
@@ -117,7 +129,7 @@ class MetadataRepository(Repository):
     def current(self) -> dict[str, int]:
         """Return the newest version of each role."""
         roles = (Root.type, Targets.type, *self.delegated(), Snapshot.type, Timestamp.type)
-        return {role: self.open(role).signed.version for role in roles}
+        return {role: self._seen(role).version for role in roles}
 
     def put_target(self, role: str, path: str, data: bytes, custom: dict[str, int] | None = None) -> None:
         """Sign a target with an online role's key, then a new snapshot and timestamp."""
@@ -272,13 +284,35 @@ class MetadataRepository(Repository):
         root: Root = md.signed if role == Root.type else self.root()
         return root if role in root.roles else self.targets()
 
+    def _seen(self, role: str) -> Any:
+        """Return what a role's newest file says, parsed once for as long as the file is the same."""
+        path = self._newest(role)
+        if path is None:
+            return self.open(role).signed
+        found = path.stat()
+        mark = path.name, found.st_mtime_ns, found.st_ino
+        held = self._parsed.get(role)
+        if held is None or held[0] != mark:
+            held = self._parsed[role] = mark, Metadata.from_file(str(path)).signed
+        return held[1]
+
     def _newest(self, role: str) -> Path | None:
         if role == Timestamp.type:
             path = self.folder / "timestamp.json"
             return path if path.exists() else None
-        found = [path for path in self.folder.glob(f"*.{role}.json") if path.name.split(".")[0].isdigit()]
-        return max(found, key=lambda path: int(path.name.split(".")[0]), default=None)
+        version = self._versions.get(role, 0)
+        if not self._path(role, version).exists():
+            found = (path.name.split(".")[0] for path in self.folder.glob(f"*.{role}.json"))
+            version = max((int(number) for number in found if number.isdigit()), default=0)
+        if not version:
+            return None
+        while self._path(role, version + 1).exists():  # another process may have written it
+            version += 1
+        self._versions[role] = version
+        return self._path(role, version)
+
+    def _path(self, role: str, version: int) -> Path:
+        return self.folder / f"{version}.{role}.json"
 
     def _store(self, role: str, version: int, data: bytes) -> None:
-        name = "timestamp.json" if role == Timestamp.type else f"{version}.{role}.json"
-        replace_file(self.folder / name, data)
+        replace_file(self.folder / "timestamp.json" if role == Timestamp.type else self._path(role, version), data)

@@ -1,8 +1,8 @@
 """Keeps the broker's retained messages as they should be: trust metadata and rollout documents.
 
 A broker's acknowledgement is not durability, so everything is published again after each reconnect and every ten minutes; and
-at once when another process, a key command for example, has written in the metadata folder. The hint at the newest versions
-goes last: who sees it finds everything that it points at.
+what has changed at once, also when another process, a key command for example, has written in the metadata folder. The hint at
+the newest versions goes last: who sees it finds everything that it points at.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Publisher:
         self._topics = topics
         self._registry = registry
         self._due = asyncio.Event()
+        self._told: dict[str, bytes] = {}  # what this connection's broker has, by topic
 
     def changed(self) -> None:
         """Say that there is something new to publish."""
@@ -49,6 +50,7 @@ class Publisher:
                 stamp = await asyncio.to_thread(self._registry.metadata.stamp)
                 wait_s = REASSERT_S if await self._publish_all() else RETRY_S
                 if not await self._changed_within(wait_s, stamp):
+                    self._told = {}
                     await asyncio.to_thread(self._registry.metadata.renew)
 
     async def _changed_within(self, wait_s: float, stamp: tuple[int, ...]) -> bool:
@@ -67,15 +69,19 @@ class Publisher:
 
     async def _watch_connections(self) -> None:
         async for _ in self._link.connections():
+            self._told = {}
             self._due.set()
 
     async def _publish_all(self) -> bool:
+        told = self._told  # a connection that comes meanwhile begins another
         try:
             for topic, payload in await asyncio.to_thread(self._messages):
                 if len(payload) > MAX_RETAINED_BYTES:
                     log.error("%s has %d bytes, more than brokers carry; it is not published", topic, len(payload))
                     continue
-                await self._link.publish(topic, payload, qos=1, retain=True)
+                if told.get(topic) != payload:
+                    await self._link.publish(topic, payload, qos=1, retain=True)
+                    told[topic] = payload
         except LinkError as error:
             log.warning("publishing the metadata stopped and is tried again: %s", error)
             return False

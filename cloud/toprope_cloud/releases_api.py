@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from fastapi import APIRouter, Request, params
 from fastapi.responses import Response
 
 from toprope_cloud.registry import Registry
-from toprope_shared.digest import is_sha256, sha256_file
+from toprope_shared.blobs import Blobs
+from toprope_shared.digest import is_sha256
 from toprope_shared.errors import InputError, NotFoundError, TooLargeError
 from toprope_shared.manifest import Manifest
 
 MAX_BLOB_BYTES = 2 << 30
 MAX_METADATA_BYTES = 5_000_000
+WRITE_BYTES = 1 << 20
 OnChange = Callable[[], Awaitable[None]]
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 
@@ -118,23 +122,59 @@ def _metadata(registry: Registry, name: str) -> bytes:
 
 
 async def _store(registry: Registry, digest: str, request: Request) -> int:
-    """Stream a body into a file, then take it over when its digest is right."""
+    """Take a body in as a blob and return its length; whatever may wait for the disk is done in threads."""
     if not is_sha256(digest):
         raise InputError(f"{digest!r} is not a SHA-256 digest of 64 lower-case hex digits")
-    handle, name = tempfile.mkstemp(dir=registry.blobs.folder, prefix=".upload.")
-    path = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            async for part in request.stream():
-                file.write(part)
-                if file.tell() > MAX_BLOB_BYTES:
-                    raise TooLargeError(f"a blob may have {MAX_BLOB_BYTES} bytes")
-            length = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        if await asyncio.to_thread(sha256_file, path) != digest:
-            raise InputError(f"the bytes that came do not have the digest {digest}; send them again")
-        registry.blobs.adopt(path, digest)
-        return length
-    finally:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one quick system call
+    length, held = 0, bytearray()
+    with closing(_Upload(registry.blobs, digest)) as upload:
+        async for part in request.stream():
+            length += len(part)
+            if length > MAX_BLOB_BYTES:
+                raise TooLargeError(f"a blob may have {MAX_BLOB_BYTES} bytes")
+            held += part
+            if len(held) >= WRITE_BYTES:
+                await asyncio.to_thread(upload.write, held)
+                held = bytearray()
+        await asyncio.to_thread(upload.finish, held)
+    return length
+
+
+class _Upload:
+    """A file beside the blobs that becomes one when its digest is right; what blocks says so.
+
+    Args:
+        blobs: where it is to be.
+        digest: what its bytes must have.
+    """
+
+    def __init__(self, blobs: Blobs, digest: str) -> None:
+        self._blobs = blobs
+        self._digest = digest
+        self._hashed = hashlib.sha256()
+        handle, name = tempfile.mkstemp(dir=blobs.folder, prefix=".upload.")
+        self._path = Path(name)
+        self._file = os.fdopen(handle, "wb", buffering=0)
+
+    def write(self, data: bytearray) -> None:
+        """Append bytes. Blocks."""
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self._hashed.update(data)
+
+    def finish(self, data: bytearray) -> None:
+        """Append the last bytes and become the blob. Blocks.
+
+        Raises:
+            InputError: the bytes have another digest.
+        """
+        self.write(data)
+        if self._hashed.hexdigest() != self._digest:
+            raise InputError(f"the bytes that came do not have the digest {self._digest}; send them again")
+        os.fsync(self._file.fileno())
+        self._blobs.adopt(self._path, self._digest)
+
+    def close(self) -> None:
+        """Let the file go, if it has not become a blob."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)

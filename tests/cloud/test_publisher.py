@@ -69,6 +69,24 @@ async def test_a_rotation_by_another_process_is_announced_without_a_restart_and_
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_new_release_is_announced_without_what_the_broker_has_already(installation: Installation) -> None:
+    registry = installation.registry
+    async with broker(installation) as (cloud, device), device.subscribe(TOPICS.head) as heads, asyncio.timeout(PATIENCE_S):
+        publisher = Publisher(cloud, TOPICS, registry)
+        running = asyncio.create_task(publisher.run())
+        assert decode(Head, (await heads.get()).payload).timestamp == 1
+        root, snapshots = TOPICS.metadata("root", 1), TOPICS.metadata("snapshot", 2)
+        async with device.subscribe(root) as roots, device.subscribe(snapshots) as news:
+            assert (await roots.get()).retained
+            registry.accept(installation.next_models(installation.release("1.0.0", 1)))
+            publisher.changed()
+            assert decode(Head, (await heads.get()).payload).timestamp == 2
+            assert not (await news.get()).retained
+            assert roots.get_nowait() is None
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_refused_attack_stands_in_the_clouds_log_and_in_the_devices_reports(
     installation: Installation, caplog: pytest.LogCaptureFixture
 ) -> None:

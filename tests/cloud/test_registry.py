@@ -13,6 +13,9 @@ from tests.fakes import control_service
 from typer.testing import CliRunner
 
 from toprope_cloud import ceremony
+from toprope_cloud.keys import Keyring
+from toprope_cloud.metadata import MetadataRepository
+from toprope_shared.clock import SystemClock
 from toprope_shared.errors import InputError, NotFoundError, TrustError
 from toprope_shared.trust import ROLLOUTS, TrustClient, Verdict
 from toprope_shared.trusted import DirectorySource
@@ -136,3 +139,26 @@ def test_the_cloud_lists_its_releases_and_which_are_revoked(installation: Instal
         ("1.1.0", ""),
     ]
     assert "it was revoked" in shown.stdout
+
+
+def test_what_another_process_signs_is_seen_at_once(installation: Installation) -> None:
+    ours = installation.registry.metadata
+    theirs = MetadataRepository(installation.layout.trust, Keyring(installation.layout.keys), clock=SystemClock())
+    for number in range(2):
+        seen = ours.current()["snapshot"], ours.targets(ROLLOUTS).version
+        theirs.put_target(ROLLOUTS, f"rollouts/{number}.json", b"{}")
+        assert (ours.current()["snapshot"], ours.targets(ROLLOUTS).version) == (seen[0] + 1, seen[1] + 1)
+        assert f"rollouts/{number}.json" in ours.targets(ROLLOUTS).targets
+
+
+def test_a_folder_that_was_put_back_to_an_older_state_is_read_as_it_is(installation: Installation) -> None:
+    metadata = installation.registry.metadata
+    before = {path.name: path.read_bytes() for path in installation.layout.trust.iterdir()}
+    metadata.put_target(ROLLOUTS, "rollouts/stable.json", b"{}")
+    assert metadata.targets(ROLLOUTS).targets
+    for path in installation.layout.trust.iterdir():
+        path.unlink()
+    for name, data in before.items():
+        (installation.layout.trust / name).write_bytes(data)
+    assert not metadata.targets(ROLLOUTS).targets
+    assert metadata.current()["timestamp"] == 1
