@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from toprope_shared.errors import RequestError
-from toprope_shared.tensors import Array
+from toprope_shared.tensors import Array, numbers_of
 
 MAX_DEPTH = 32
 # Source: RFC 8949, section 3: major types, and the low five bits of an initial byte.
@@ -190,6 +190,7 @@ def _write(value: Any, out: list[bytes]) -> None:
 
 
 def _write_array(array: Array, out: list[bytes]) -> None:
+    array = numbers_of(array)
     if array.dtype.kind != "f":
         _write(array.tolist(), out)
     elif array.ndim == 0:

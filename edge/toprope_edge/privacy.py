@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from toprope_shared.errors import InputError
 from toprope_shared.inference import InferenceRequest
 from toprope_shared.manifest import InputPrivacy, Manifest, Privacy
-from toprope_shared.tensors import Array
+from toprope_shared.tensors import BF16, Array, to_bf16
 
 EVERY = "*"
 _ORDER = (Privacy.NONE, Privacy.FEATURES, Privacy.REDACTED, Privacy.FULL)
@@ -148,4 +148,6 @@ def _denied(privacy: Privacy, why: str) -> Verdict:
 
 def _filled(array: Array, fill: Fill) -> Array:
     value = fill.encode() if isinstance(fill, str) else fill
+    if array.dtype == BF16:
+        return np.broadcast_to(to_bf16(np.asarray(value)), array.shape)
     return np.full(array.shape, value, dtype=array.dtype)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from toprope_shared.errors import EngineError, InputError, ProbeError
-from toprope_shared.tensors import Array, Tensors, TensorSpec
+from toprope_shared.tensors import Array, Tensors, TensorSpec, numbers_of, to_bf16
 
 # Sizes that an open one is tried with: heights and widths of images, windows of audio.
 SIZES = (1, 32, 48, 64, 128, 224, 256, 320, 512, 576, 1024, 16, 8, 4, 3, 2)
@@ -50,13 +50,18 @@ def make_call(specs: tuple[TensorSpec, ...], run: Callable[[Tensors], Tensors], 
         except EngineError as error:
             problem = str(error)
             continue
-        wrong = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        wrong = [name for name, array in outputs.items() if not _is_finite(array)]
         if wrong:
             raise ProbeError(f"its output {wrong[0]!r} is NaN or infinite for made-up inputs; give real ones with --golden")
         return call
     open_ = [f"{spec.name} {list(spec.shape)}" for spec in specs if -1 in spec.shape]
     advice = f"; name the open sizes of {'; '.join(open_)} with --shape, or give inputs with --golden" if open_ else ""
     raise ProbeError(f"it answered no made-up inputs: {problem}{advice}")
+
+
+def _is_finite(array: Array) -> bool:
+    numbers = numbers_of(array)
+    return numbers.dtype.kind != "f" or bool(np.isfinite(numbers).all())
 
 
 def _check(specs: tuple[TensorSpec, ...], given: Shapes) -> None:
@@ -88,6 +93,8 @@ def _tries(specs: tuple[TensorSpec, ...], given: Shapes) -> Iterator[dict[str, t
 
 def _values(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     dtype = spec.dtype
+    if spec.datatype == "BF16":
+        return to_bf16(rng.random(shape))
     if dtype.kind == "f":
         return np.asarray(rng.random(shape), dtype)
     if dtype.kind in "iu" and dtype.itemsize == 1:

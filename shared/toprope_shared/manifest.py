@@ -15,7 +15,7 @@ import numpy as np
 from toprope_shared.counts import MAX_COUNT
 from toprope_shared.errors import InputError
 from toprope_shared.monitoring import Monitoring
-from toprope_shared.tensors import Array, TensorSpec
+from toprope_shared.tensors import Array, TensorSpec, numbers_of
 
 SCHEMA = 1
 PPM = 1_000_000
@@ -386,8 +386,8 @@ def _fits(spec: TensorSpec, fill: bool | int | float | str) -> bool:
         return spec.datatype == "BYTES" and isinstance(fill, str)
     if spec.datatype == "BOOL" or isinstance(fill, bool):
         return spec.datatype == "BOOL" and isinstance(fill, bool)
-    if spec.dtype.kind == "f":
-        return abs(fill) <= float(np.finfo(spec.dtype).max)
+    if spec.dtype.kind == "f" or spec.datatype == "BF16":
+        return abs(fill) <= float(np.finfo(np.float32 if spec.datatype == "BF16" else spec.dtype).max)
     return isinstance(fill, int) and np.iinfo(spec.dtype).min <= fill <= np.iinfo(spec.dtype).max
 
 
@@ -401,7 +401,7 @@ def golden_error_ppm(expected: Array, got: Array) -> int:
         return worst
     if expected.dtype.kind in "OSUb":
         return 0 if np.array_equal(expected, got) else worst
-    want, have = expected.astype(np.float64), got.astype(np.float64)
+    want, have = numbers_of(expected).astype(np.float64), numbers_of(got).astype(np.float64)
     same = (want == have) | (np.isnan(want) & np.isnan(have))
     if same.all():
         return 0

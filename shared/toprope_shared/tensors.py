@@ -17,7 +17,9 @@ from toprope_shared.errors import RequestError
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 
-# Source: Open Inference Protocol v2, "Tensor Data Types". BYTES is held as an object array of `bytes`.
+# numpy has no bfloat16: an element is held as its two bytes, the lower one first, and means nothing to arithmetic.
+BF16 = np.dtype("V2")
+# Source: Open Inference Protocol v2, "Tensor Data Types"; BF16 is Triton's. BYTES is held as an object array of `bytes`.
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -29,6 +31,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": BF16,
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(object),
@@ -72,7 +75,27 @@ def datatype_of(array: Array) -> str:
     try:
         return _DATATYPES[kind]
     except KeyError:
+        if kind.name == "bfloat16":  # of ml_dtypes: the same two bytes
+            return "BF16"
         raise RequestError(f"arrays of type {array.dtype} can't be sent; use one of {', '.join(NUMPY_TYPES)}") from None
+
+
+def to_bf16(array: Array) -> Array:
+    """Return floats as BF16, each the nearest one, and of two as near the even one (IEEE 754); float64 by way of float32."""
+    floats = np.asarray(array, np.float32)
+    bits = np.atleast_1d(floats).view(np.uint32)
+    nearest = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    quiet = bits | np.uint32(0x0040_0000)  # a NaN whose upper half is an infinity's stays one
+    halves = np.where(np.isnan(floats), quiet, nearest) >> np.uint32(16)
+    return halves.astype("<u2").view(BF16).reshape(floats.shape)
+
+
+def numbers_of(array: Array) -> Array:
+    """Return an array that numpy can calculate with: BF16 as float32, which holds each of its values; all else as it is."""
+    if array.dtype != BF16:
+        return array
+    bits = np.atleast_1d(array).view("<u2").astype(np.uint32) << np.uint32(16)
+    return bits.view(np.float32).reshape(array.shape)
 
 
 def check(spec: TensorSpec, array: Array) -> None:

@@ -29,7 +29,7 @@ from tests.shared.serving.conftest import Held, Shelf, make_manifest, make_shelf
 from toprope_shared.blobs import Blobs
 from toprope_shared.engines import find_engine
 from toprope_shared.manifest import Golden, Manifest
-from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec
+from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec, to_bf16
 
 DOORS, SERVICES = ("doors", "hot doors"), ("cloud", "edge", "workers")
 AFFINE, KINDS = "affine", "kinds"
@@ -40,6 +40,7 @@ LABELS = ("red", "green", "blue")
 _NUMBERS = tuple(name for name in NUMPY_TYPES if name != "BYTES")
 _ELEMENTS = {
     "BOOL": TensorProto.BOOL,
+    "BF16": TensorProto.BFLOAT16,
     "FP16": TensorProto.FLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
@@ -99,13 +100,16 @@ def shelf() -> Shelf:
     return Shelf([*made, strings])
 
 
+def _counted(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    numbers = np.arange(int(np.prod(shape))).reshape(shape)
+    return to_bf16(numbers) if spec.datatype == "BF16" else numbers.astype(spec.dtype)
+
+
 def release(blobs: Blobs, model: str, version: str, counter: int, factor: float) -> Manifest:
     """Store a model's release in `blobs` and return its manifest."""
     file, inputs, outputs = (affine_file(factor) if model == AFFINE else kinds_file()), *specs(model)
     columns: tuple[int, ...] = (3,) if model == AFFINE else ()
-    given: dict[str, Array] = {
-        spec.name: np.arange(4 * int(np.prod(columns))).reshape(4, *columns).astype(spec.dtype) for spec in inputs
-    }
+    given: dict[str, Array] = {spec.name: _counted(spec, (4, *columns)) for spec in inputs}
     told = (
         {"y": given["x"] * np.float32(factor) + 1}
         if model == AFFINE

@@ -36,7 +36,7 @@ from toprope_shared.inference import CloudReason, Origin, Provenance, Reason
 from toprope_shared.serving.app import build_app, listen, run, serve
 from toprope_shared.serving.dataplane import DataPlane
 from toprope_shared.serving.local_socket import unix_socket
-from toprope_shared.tensors import TensorSpec
+from toprope_shared.tensors import TensorSpec, to_bf16
 
 KINDS = {
     "BOOL": np.array([True, False]),
@@ -49,6 +49,7 @@ KINDS = {
     "INT32": np.array([-1, 2], np.int32),
     "INT64": np.array([-(2**63), 2], np.int64),
     "FP16": np.array([0.5, np.inf], np.float16),
+    "BF16": to_bf16(np.array([0.1, -np.inf])),
     "FP32": np.array([0.1, np.nan], np.float32),
     "FP64": np.array([0.1, -0.0], np.float64),
     "BYTES": np.array([b"\xff\0", "é".encode()], object),

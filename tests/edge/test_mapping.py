@@ -14,7 +14,7 @@ from toprope_edge import cbor
 from toprope_edge.mapping import Form, read_payload, rows_of, write_answer, write_refusal
 from toprope_shared.errors import RequestError, TooLargeError, UnavailableError
 from toprope_shared.inference import InferenceResponse, Origin, Provenance, Reason
-from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec
+from toprope_shared.tensors import NUMPY_TYPES, Array, TensorSpec, numbers_of, to_bf16
 
 LIMIT = 1 << 20
 ROW = TensorSpec("x", "FP32", (-1, 3))
@@ -24,6 +24,10 @@ NUMBERS = [kind for kind in NUMPY_TYPES if kind not in ("BYTES", "BOOL")]
 def read(payload: bytes, form: Form, *specs: TensorSpec, **paths: str) -> tuple[dict[str, Any], bool]:
     row = read_payload(payload, form, specs, paths, max_bytes=LIMIT)
     return {name: array.tolist() for name, array in row.inputs.items()}, row.single
+
+
+def of_kind(kind: str, numbers: Array) -> Array:
+    return to_bf16(numbers) if kind == "BF16" else numbers.astype(NUMPY_TYPES[kind])
 
 
 def packed(value: Any, form: Form) -> bytes:
@@ -37,13 +41,13 @@ def test_every_datatype_is_read_from_a_document(kind: str, form: Form) -> None:
     expected = [text.encode() for text in value] if kind == "BYTES" else value
     row = read_payload(packed({"x": value}, form), form, (TensorSpec("x", kind, (-1, 3)),), {}, max_bytes=LIMIT)
     assert row.inputs["x"].dtype == NUMPY_TYPES[kind]
-    assert row.inputs["x"].tolist() == [expected]
+    assert numbers_of(row.inputs["x"]).tolist() == [expected]
     assert row.single
 
 
 @pytest.mark.parametrize("kind", [*NUMBERS, "BOOL"])
 def test_every_datatype_is_read_from_raw_bytes_and_from_bytes_in_cbor(kind: str) -> None:
-    array = np.array([[1, 0, 1], [0, 1, 1]]).astype(NUMPY_TYPES[kind])
+    array = of_kind(kind, np.array([[1, 0, 1], [0, 1, 1]]))
     spec = TensorSpec("x", kind, (-1, 3))
     data = array.astype(array.dtype.newbyteorder("<")).tobytes()
     assert read(data, Form.RAW, spec) == ({"x": array.tolist()}, False)
@@ -194,12 +198,13 @@ def response(**outputs: Array) -> InferenceResponse:
 
 @pytest.mark.parametrize("kind", [*NUMBERS, "BOOL"])
 def test_every_datatype_is_written_in_every_form(kind: str) -> None:
-    array = np.array([[1, 0], [0, 1]]).astype(NUMPY_TYPES[kind])
-    assert orjson.loads(write_answer(response(y=array), Form.JSON, single=False))["outputs"] == {"y": array.tolist()}
-    assert cbor.loads(write_answer(response(y=array), Form.CBOR, single=False))["outputs"] == {"y": array.tolist()}
+    array = of_kind(kind, np.array([[1, 0], [0, 1]]))
+    numbers = numbers_of(array)
+    assert orjson.loads(write_answer(response(y=array), Form.JSON, single=False))["outputs"] == {"y": numbers.tolist()}
+    assert cbor.loads(write_answer(response(y=array), Form.CBOR, single=False))["outputs"] == {"y": numbers.tolist()}
     assert write_answer(response(y=array), Form.RAW, single=False) == array.tobytes()
     for form, load in ((Form.JSON, orjson.loads), (Form.CBOR, cbor.loads)):
-        assert load(write_answer(response(y=array[:1, 0]), form, single=True))["outputs"] == {"y": array[0, 0].item()}
+        assert load(write_answer(response(y=array[:1, 0]), form, single=True))["outputs"] == {"y": numbers[0, 0].item()}
 
 
 def test_an_answer_says_who_gave_it_and_why() -> None:

@@ -14,7 +14,7 @@ from toprope_shared.blobs import Blobs
 from toprope_shared.errors import InputError
 from toprope_shared.inference import InferenceRequest
 from toprope_shared.manifest import Fallback, InputPrivacy, Manifest, Privacy, encode, parse
-from toprope_shared.tensors import TensorSpec
+from toprope_shared.tensors import TensorSpec, numbers_of, to_bf16
 
 NONE, FEATURES, REDACTED, FULL = Privacy.NONE, Privacy.FEATURES, Privacy.REDACTED, Privacy.FULL
 FACE = TensorSpec("face", "UINT8", (-1, 4))
@@ -122,6 +122,15 @@ def test_a_redacted_input_keeps_its_shape_and_type_and_nothing_else(plain: Manif
     assert reduced.inputs["pose"] is asked.inputs["pose"]
     assert (reduced.id, dict(reduced.parameters)) == ("", {})
     assert asked.inputs["face"].tolist() == [[9] * 4] * 2
+
+
+def test_a_redacted_input_of_bfloat16_is_filled_with_a_number(plain: Manifest) -> None:
+    brain = msgspec.structs.replace(plain, inputs=(TensorSpec("face", "BF16", (-1, 4)), NAME, POSE))
+    verdict = decide(release(brain, REDACTED, face(fill=0.5), name(fill="-")), SitePrivacy())
+    asked = msgspec.structs.replace(request(), inputs={"face": to_bf16(np.ones((2, 4)))})
+    assert numbers_of(verdict.reduce(asked).inputs["face"]).tolist() == [[0.5] * 4] * 2
+    with pytest.raises(ValueError, match="the fill 1e\\+39 of input 'face' is no BF16"):
+        release(brain, REDACTED, face(fill=1e39))
 
 
 def test_a_request_that_may_leave_whole_leaves_as_it_is(plain: Manifest) -> None:

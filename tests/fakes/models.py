@@ -13,6 +13,19 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = helper.make_opsetid("", 17)
 
 
+def bfloat16_onnx(path: Path) -> Path:
+    """Write `y` = tanh(`x`), both bfloat16 [n, 4], worked out in float32."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Tanh", ["wide"], ["bent"]),
+        helper.make_node("Cast", ["bent"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, ["n", 4]) for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "graph", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
 def dense_onnx(
     path: Path,
     *,

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from toprope_shared import probe
 from toprope_shared.errors import InputError
 from toprope_shared.manifest import Placement, Privacy
-from toprope_shared.tensors import Array, Tensors
+from toprope_shared.tensors import Array, Tensors, numbers_of
 from toprope_training import arrays
 from toprope_training.bundle import Bundle
 from toprope_training.importing.cli import import_app
@@ -192,7 +192,7 @@ def test_a_scikit_learn_model_names_its_classes_and_needs_the_owners_word(tmp_pa
     ("kind", "sentence"),
     [
         (TensorProto.STRING, r"its input 'x' is of strings; engines at the edge take numbers only"),
-        (TensorProto.BFLOAT16, r"its input 'x' is of type BFLOAT16"),
+        (TensorProto.FLOAT8E4M3FN, r"its input 'x' is of type FLOAT8E4M3FN"),
     ],
 )
 def test_tensors_that_can_not_be_served_are_named(tmp_path: Path, kind: int, sentence: str) -> None:
@@ -204,6 +204,19 @@ def test_tensors_that_can_not_be_served_are_named(tmp_path: Path, kind: int, sen
 def test_other_number_types_are_served(tmp_path: Path, kind: int) -> None:
     manifest = imported(models.dense_onnx(tmp_path / "m.onnx", kind=kind), tmp_path / "out").manifest
     assert manifest.inputs[0].dtype.name == TensorProto.DataType.Name(kind).lower()
+
+
+def test_a_model_of_bfloat16_is_imported_with_examples_of_floats(tmp_path: Path) -> None:
+    given = examples(tmp_path / "e.npz", in_x=np.linspace(-3, 3, 64, dtype=np.float32).reshape(16, 4))
+    for examples_ in (given, None):
+        bundle = imported(
+            models.bfloat16_onnx(tmp_path / "m.onnx"), tmp_path / f"out-{examples_ is None}", examples=examples_
+        )
+        manifest, golden = bundle.manifest, arrays.load(bundle.golden)
+        assert [spec.datatype for spec in (*manifest.inputs, *manifest.outputs)] == ["BF16", "BF16"]
+        assert [variant.name for variant in manifest.variants] == ["onnx-float32"]
+        x, y = numbers_of(golden["in.x"]), numbers_of(golden["out.y"])
+        np.testing.assert_allclose(y, np.tanh(x), rtol=2**-8)
 
 
 def examples(path: Path, **arrays_: Array) -> Path:

@@ -11,7 +11,7 @@ from toprope_shared.engines.tensorflow import TensorFlowSession
 from toprope_shared.errors import EngineError, InputError
 from toprope_shared.golden import GoldenSet, latency_us, run_all
 from toprope_shared.manifest import PPM
-from toprope_shared.tensors import Array
+from toprope_shared.tensors import Array, numbers_of
 from toprope_training import arrays, scoring
 from toprope_training.measurements import QUANTILES
 from toprope_training.recipe import Progress
@@ -76,6 +76,7 @@ def row_errors_ppm(expected: Array, got: Array) -> Array:
     if expected.shape != got.shape:
         return np.full(len(expected), WORST_PPM)
     rows = len(expected)
+    expected, got = numbers_of(expected), numbers_of(got)
     if expected.dtype.kind not in "fiu":
         return np.where((expected != got).reshape(rows, -1).any(axis=1), WORST_PPM, 0.0)
     want, have = (array.astype(np.float64).reshape(rows, -1) for array in (expected, got))
@@ -89,6 +90,7 @@ def row_errors_ppm(expected: Array, got: Array) -> Array:
 
 
 def _distance(expected: Array, got: Array) -> float:
+    expected, got = numbers_of(expected), numbers_of(got)
     if expected.dtype.kind not in "fiu" or expected.shape != got.shape:
         return float(not np.array_equal(expected, got))
     want, have = expected.astype(np.float64), got.astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from toprope_shared.errors import InputError
-from toprope_shared.tensors import Array
+from toprope_shared.tensors import Array, numbers_of
 
 
 def class_rows(scores: Array) -> Array:
@@ -54,6 +54,7 @@ def relative_difference(outputs: Array, reference: Array) -> float:
 
     A reference of zeros counts as one of ones. Integers are compared as numbers, strings by the share that differs.
     """
+    outputs, reference = numbers_of(outputs), numbers_of(reference)
     if outputs.dtype.kind not in "fiub":
         return float(np.mean(outputs != reference))
     wanted = reference.astype(np.float64)

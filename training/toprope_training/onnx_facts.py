@@ -128,7 +128,7 @@ def _spec(what: str, value: Any) -> TensorSpec:
         )
     try:
         datatype = datatype_of(onnx.helper.tensor_dtype_to_np_dtype(element).type(0).reshape(()))
-    except Exception as error:  # bfloat16, float8, complex, int4: numpy or the protocol has no such type
+    except Exception as error:  # float8, complex, int4: numpy or the protocol has no such type
         raise InputError(f"its {what} {value.name!r} is of type {name}; {', '.join(NUMPY_TYPES)} can be served") from error
     if not value.type.tensor_type.HasField("shape"):
         if what == "output":

@@ -9,7 +9,7 @@ import numpy as np
 
 from toprope_shared.errors import InputError
 from toprope_shared.manifest import Metric
-from toprope_shared.tensors import Array, Tensors
+from toprope_shared.tensors import Array, Tensors, numbers_of
 from toprope_training import catalogue, metrics
 from toprope_training.steps import MetricScore, Score
 
@@ -46,7 +46,7 @@ def scorer(score: Score) -> Scorer:
 
 
 def _by_name(score: MetricScore, outputs: Tensors, reference: Tensors, targets: Array | None) -> float:
-    got = outputs[score.output]
+    got = numbers_of(outputs[score.output])
     if score.metric == AGREEMENT:
         return metrics.accuracy(got, metrics.class_rows(reference[score.output]).argmax(axis=1))
     if score.metric == DIFFERENCE:

@@ -165,9 +165,12 @@ def _fit(spec: TensorSpec, value: Any) -> Array:
     import numpy as np
 
     from toprope_shared.serving.values import flatten, to_array
+    from toprope_shared.tensors import to_bf16
 
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "OSU" and np.can_cast(value.dtype, spec.dtype, casting="same_kind"):
+        if spec.datatype == "BF16" and value.dtype.kind == "f":
+            value = to_bf16(value)
+        elif value.dtype.kind not in "OSU" and np.can_cast(value.dtype, spec.dtype, casting="same_kind"):
             value = value.astype(spec.dtype)
         array: Array = value
     else:
@@ -190,8 +193,10 @@ def _as_json(response: InferenceResponse, labels: tuple[str, ...]) -> dict[str, 
 
 
 def _plain(array: Array) -> Any:
+    from toprope_shared.tensors import numbers_of
+
     if array.dtype.kind != "O":
-        return array.tolist()
+        return numbers_of(array).tolist()
     return [value.decode(errors="backslashreplace") for value in array.ravel().tolist()]
 
 
@@ -209,9 +214,11 @@ def _picked(outputs: Tensors, labels: tuple[str, ...]) -> Iterator[tuple[str, li
 def _as_text(response: InferenceResponse, labels: tuple[str, ...]) -> Iterator[str]:
     import numpy as np
 
+    from toprope_shared.tensors import numbers_of
+
     for name, array in response.outputs.items():
         shape = "x".join(map(str, array.shape)) or "scalar"
-        yield f"{name} ({shape}): {np.array2string(array, precision=6, separator=', ', threshold=64)}"
+        yield f"{name} ({shape}): {np.array2string(numbers_of(array), precision=6, separator=', ', threshold=64)}"
     for name, picked in _picked(response.outputs, labels):
         yield f"{name} says: {'; '.join(picked)}"
     provenance = response.provenance

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from toprope_shared.engines import onnx_bf16
 from toprope_shared.engines.base import Opened, declared, explained, version_of
 from toprope_shared.errors import EngineError, LoadError, RequestError
 from toprope_shared.manifest import Format
-from toprope_shared.tensors import Array, Tensors, TensorSpec
+from toprope_shared.tensors import BF16, Array, Tensors, TensorSpec
 
 # As onnxruntime writes a value's type; sequences, maps and optional values are none of these.
 _TYPES: dict[str, np.dtype[Any]] = {
+    onnx_bf16.TYPE: BF16,
     "tensor(bool)": np.dtype(np.bool_),
     "tensor(double)": np.dtype(np.float64),
     "tensor(float)": np.dtype(np.float32),
@@ -52,6 +54,7 @@ class OnnxRuntime:
         session = self._session(data, threads)
         _check_names("input", inputs, {item.name for item in session.get_inputs()})
         _check_names("output", outputs, {item.name for item in session.get_outputs()})
+        _check_halves((*inputs, *outputs), (*session.get_inputs(), *session.get_outputs()))
         return OnnxSession(session, outputs)
 
     def open_as_is(self, data: bytes, *, threads: int = 1) -> Opened:
@@ -82,6 +85,15 @@ def _declared(items: list[Any]) -> tuple[TensorSpec, ...]:
     return tuple(declared(item.name, _TYPES.get(item.type), item.shape) for item in items)
 
 
+def _check_halves(specs: tuple[TensorSpec, ...], items: tuple[Any, ...]) -> None:
+    """Refuse BF16 that only one side knows of: its bytes mean nothing to any other type."""
+    halves = {item.name for item in items if item.type == onnx_bf16.TYPE}
+    for spec in specs:
+        if (spec.datatype == "BF16") != (spec.name in halves):
+            has = "BF16" if spec.name in halves else "another type"
+            raise LoadError(f"tensor {spec.name!r} is {has} in the ONNX file and {spec.datatype} in the manifest")
+
+
 def _check_names(what: str, specs: tuple[TensorSpec, ...], names: set[str]) -> None:
     missing = {spec.name for spec in specs} - names
     if missing:
@@ -92,7 +104,7 @@ class OnnxSession:
     """One opened ONNX file."""
 
     def __init__(self, session: Any, outputs: tuple[TensorSpec, ...]) -> None:
-        self._session = session
+        self._session = onnx_bf16.Bf16Session(session) if onnx_bf16.takes_part(session) else session
         self._outputs = outputs
         self._names = [spec.name for spec in outputs]
         self._texts = [item.name for item in session.get_inputs() if item.type == "tensor(string)"]

@@ -85,6 +85,8 @@ class Wanted:
 
 
 _AS_JSON = Wanted()
+# Source: KServe's implementation of the protocol, which refuses both in JSON.
+_BINARY_ONLY = frozenset({"BF16", "FP16"})
 _HURRY = frozenset({"timeout", "priority"})
 _quick = QuickBinary[Wanted]()
 
@@ -290,8 +292,8 @@ def _tensor(entry: _Tensor, tail: _Tail) -> Array:
         return from_raw(entry.name, entry.datatype, shape, tail.take(entry.name, size))
     if entry.data is msgspec.UNSET:
         raise RequestError(f"tensor {entry.name!r} has neither 'data' nor 'binary_data_size'")
-    if entry.datatype == "FP16":
-        raise RequestError(f"tensor {entry.name!r}: FP16 has no JSON form; use the binary data format")
+    if entry.datatype in _BINARY_ONLY:
+        raise RequestError(f"tensor {entry.name!r}: {entry.datatype} has no JSON form; use the binary data format")
     elements, found = flatten(entry.name, entry.data)
     if len(elements) != math.prod(shape) or (len(found) > 1 and found != shape and 0 not in shape):
         raise RequestError(f"tensor {entry.name!r} has shape {list(shape)} and data of shape {list(found)}")
@@ -378,8 +380,8 @@ def _raw_entry(name: str, array: Array, raw: bytes) -> dict[str, Any]:
 
 def _json_entry(name: str, array: Array) -> dict[str, Any]:
     entry = _entry(name, array)
-    if entry["datatype"] == "FP16":
-        raise RequestError(f"output {name!r} is FP16, which has no JSON form; use the binary data format")
+    if entry["datatype"] in _BINARY_ONLY:
+        raise RequestError(f"output {name!r} is {entry['datatype']}, which has no JSON form; use the binary data format")
     if entry["datatype"] == "BYTES":
         entry["data"] = [text_of(name, value) for value in array.ravel().tolist()]
     else:

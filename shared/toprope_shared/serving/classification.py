@@ -15,7 +15,7 @@ from toprope_shared.errors import RequestError
 from toprope_shared.serving.values import bytes_array
 from toprope_shared.tensors import Array, datatype_of
 
-_WITHOUT_ORDER = ("BOOL", "BYTES", "FP16")
+_WITHOUT_ORDER = ("BF16", "BOOL", "BYTES", "FP16")
 
 
 def best_classes(name: str, array: Array, count: int, labels: Sequence[str], *, batched: bool) -> Array:

@@ -34,6 +34,7 @@ DATATYPES = {
     "INT32": "int32",
     "INT64": "int64",
     "FP16": "half",
+    "BF16": "bfloat16",
     "FP32": "float",
     "FP64": "double",
     "BYTES": "string",
@@ -194,7 +195,7 @@ def _check_leaf(value: Any, datatype: str) -> None:
         except (binascii.Error, ValueError) as error:
             raise RequestError("Unable to base64 decode") from error
         return
-    dtype = NUMPY_TYPES[datatype]
+    dtype = NUMPY_TYPES["FP32" if datatype == "BF16" else datatype]
     if dtype.kind == "f":
         fits = type(value) in (int, float)
         if fits and float(np.finfo(dtype).max) < abs(value) < math.inf:

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from toprope_shared.errors import RequestError
-from toprope_shared.tensors import NUMPY_TYPES, Array
+from toprope_shared.tensors import NUMPY_TYPES, Array, numbers_of, to_bf16
 
 MAX_RANK = 32
 MAX_SIZE = 2**63 - 1
@@ -150,7 +150,7 @@ def to_array(name: str, datatype: str, elements: list[Any]) -> Array:
             return np.array(elements, dtype=dtype)
         if dtype.kind in "iu" and kinds <= {int}:
             return _integers(name, datatype, elements)
-        if dtype.kind == "f" and kinds <= {int, float}:
+        if (dtype.kind == "f" or datatype == "BF16") and kinds <= {int, float}:
             return _floats(name, datatype, elements)
     except (OverflowError, UnicodeEncodeError) as error:
         raise RequestError(f"a value of tensor {name!r} does not fit {datatype}: {error}") from error
@@ -180,8 +180,8 @@ def _integers(name: str, datatype: str, elements: list[int]) -> Array:
 def _floats(name: str, datatype: str, elements: list[float]) -> Array:
     wide = np.array(elements, dtype=np.float64)
     with np.errstate(over="ignore"):
-        array = wide.astype(NUMPY_TYPES[datatype], copy=False)
-    if array.dtype != wide.dtype and not np.array_equal(np.isinf(array), np.isinf(wide)):
+        array = to_bf16(wide) if datatype == "BF16" else wide.astype(NUMPY_TYPES[datatype], copy=False)
+    if array.dtype != wide.dtype and not np.array_equal(np.isinf(numbers_of(array)), np.isinf(wide)):
         raise RequestError(f"a value of tensor {name!r} does not fit {datatype}")
     return array
 
@@ -191,8 +191,8 @@ def encode_numbers(array: Array) -> bytes:
 
     Floats have the fewest digits that read back as the same value of their own width, always with a point or an exponent.
     """
-    if array.dtype.char == "e":
-        array = array.astype(np.float32)
+    if array.dtype.char in "eV":
+        array = numbers_of(array).astype(np.float32, copy=False)
     whole = array if array.ndim else array.reshape(1)
     text = orjson.dumps(
         whole if whole.flags.c_contiguous else np.ascontiguousarray(whole), option=orjson.OPT_SERIALIZE_NUMPY

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import tritonclient.http as triton  # type: ignore[import-not-found]
 import tritonclient.http.aio as aio  # type: ignore[import-not-found]
@@ -31,10 +32,13 @@ BORDERS: dict[str, Any] = {
         for bits in (8, 16, 32, 64)
         for kind in (np.dtype(f"{sign.lower()}int{bits}"),)
     },
+    "BF16": np.array([-3.3895314e38, 0.1, 1e-40], ml_dtypes.bfloat16),
     "FP16": np.array([-65504, 0.1, 6e-8], np.float16),
     "FP32": np.array([np.finfo(np.float32).min, 0.1, 1e-45], np.float32),
     "FP64": np.array([np.finfo(np.float64).max, 0.1, 5e-324], np.float64),
 }
+
+HALVES = ("BF16", "FP16")  # without a JSON form: binary in a request whose others are JSON
 
 
 def given(name: str, array: Any, *, binary: bool = True) -> Any:
@@ -186,13 +190,11 @@ def kinds(checks: Checks, client: Any) -> None:
     """Every datatype, as raw bytes and as JSON, at its borders."""
     for binary in (True, False):
         form = "binary" if binary else "JSON"
-        arrays = {name: array for name, array in BORDERS.items() if binary or name != "FP16"}
-        arrays |= {} if binary else {"FP16": BORDERS["FP16"]}
-        inputs = [given(name, array, binary=binary or name == "FP16") for name, array in arrays.items()]
-        outputs = [wanted(f"out_{name}", binary_data=binary or name == "FP16") for name in arrays]
+        inputs = [given(name, array, binary=binary or name in HALVES) for name, array in BORDERS.items()]
+        outputs = [wanted(f"out_{name}", binary_data=binary or name in HALVES) for name in BORDERS]
         with checks.check(f"all datatypes at once, {form}"):
             answer = client.infer(KINDS, inputs, outputs=outputs)
-        for name, array in arrays.items():
+        for name, array in BORDERS.items():
             with checks.check(f"{name} as {form}"):
                 same(answer, array, f"out_{name}")
     with checks.check("one output of many, and in the order that was asked for"):

@@ -14,7 +14,7 @@ from tests.shared.serving.conftest import DIGEST, Server
 from toprope_shared.inference import InferenceRequest
 from toprope_shared.serving.binary import decode_response, encode_request
 from toprope_shared.serving.raw import LENGTH_HEADER
-from toprope_shared.tensors import NUMPY_TYPES
+from toprope_shared.tensors import NUMPY_TYPES, to_bf16
 
 REGION = {"shared_memory_region": "mine", "shared_memory_byte_size": 12}
 ROW = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
@@ -195,7 +195,8 @@ def test_a_raw_request_is_the_bytes_of_the_one_input(server: Server) -> None:
 
 
 def test_every_datatype_travels_as_raw_bytes(server: Server) -> None:
-    inputs = {name: np.array([0, 1], dtype=dtype) for name, dtype in NUMPY_TYPES.items() if name != "BYTES"}
+    inputs = {name: np.array([0, 1], dtype=dtype) for name, dtype in NUMPY_TYPES.items() if name not in ("BF16", "BYTES")}
+    inputs["BF16"] = to_bf16(np.array([0.1, -1]))
     inputs["BYTES"] = np.array([b"", b"\xff\x00"], dtype=object)
     body, headers = encode_request(InferenceRequest("kinds", inputs), timeout_us=None)
     answer = server.ask("POST", "/v2/models/kinds/infer", body=body, headers=headers)
@@ -218,11 +219,14 @@ def test_nan_and_the_infinities_travel_as_bare_tokens(server: Server) -> None:
     assert b'"data":[NaN,Infinity,-Infinity]' in answer.data
 
 
-def test_half_precision_has_no_json_form(server: Server) -> None:
-    x = {"name": "x", "shape": [1], "datatype": "FP16", "data": [1]}
-    assert "binary data format" in body_of(infer(server, "half", x))["error"]
+@pytest.mark.parametrize(("model", "datatype"), [("half", "FP16"), ("brain", "BF16")])
+def test_half_precision_has_no_json_form(server: Server, model: str, datatype: str) -> None:
+    x = {"name": "x", "shape": [1], "datatype": datatype, "data": [1]}
+    assert "binary data format" in body_of(infer(server, model, x))["error"]
     head = json.dumps({"inputs": [x | {"parameters": {"binary_data_size": 2}}]}).replace('"data": [1], ', "").encode()
-    answer = server.ask("POST", "/v2/models/half/infer", body=head + b"\x00\x3c", headers={LENGTH_HEADER: str(len(head))})
+    answer = server.ask(
+        "POST", f"/v2/models/{model}/infer", body=head + b"\x00\x3c", headers={LENGTH_HEADER: str(len(head))}
+    )
     assert answer.status == 400
     assert "binary data format" in body_of(answer)["error"]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from toprope_shared.errors import InputError, RequestError
 from toprope_shared.golden import run_all
-from toprope_shared.tensors import Array, Tensors, TensorSpec, check
+from toprope_shared.tensors import BF16, Array, Tensors, TensorSpec, check, numbers_of, to_bf16
 from toprope_training.rows import MIN_HOLDOUT_ROWS
 
 Run = Callable[[Tensors], dict[str, Array]]
@@ -152,7 +152,7 @@ def make(inputs: Sequence[Free], fresh: Fresh, shapes: Mapping[str, tuple[int, .
         except Exception as error:  # what a model raises for sizes that do not fit depends on its engine
             problem = problem or " ".join(str(error).split())[:300]
             continue
-        broken = [name for name, array in outputs.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+        broken = [name for name, array in outputs.items() if not _is_finite(numbers_of(array))]
         if broken:
             problem = f"its output {broken[0]!r} is NaN or infinite"
             continue
@@ -237,10 +237,14 @@ class _Drawn:
         )
 
 
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
 def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...], top: int, spread: bool) -> Array:
-    if dtype.kind == "f":
+    if dtype.kind == "f" or dtype == BF16:
         values = rng.random(shape) if spread else rng.standard_normal(shape)
-        return np.asarray(values, dtype)
+        return to_bf16(values) if dtype == BF16 else np.asarray(values, dtype)
     if dtype.kind == "b":
         return rng.random(shape) < 0.5
     if dtype.itemsize == 1:  # quantized values: all of them mean something
@@ -271,7 +275,8 @@ def _batched(run: Run, batch: Tensors) -> dict[str, Array] | None:
 
 def _same(together: Tensors, apart: Tensors, outputs: int) -> bool:
     return len(apart) == outputs and all(
-        together[name].shape == array.shape and np.allclose(together[name], array, rtol=SAME_ROWS, atol=SAME_ROWS)
+        together[name].shape == array.shape
+        and np.allclose(numbers_of(together[name]), numbers_of(array), rtol=SAME_ROWS, atol=SAME_ROWS)
         for name, array in apart.items()
     )
 
@@ -290,6 +295,8 @@ def _run(run: Run, rows: Tensors, *, stacked: bool) -> dict[str, Array]:
 def _cast(array: Array, spec: TensorSpec) -> Array:
     if array.dtype == spec.dtype:
         return array
+    if spec.datatype == "BF16" and array.dtype.kind in "fiu":
+        return to_bf16(array)
     whole = array.dtype.kind in "iub" and spec.dtype.kind in "iub"
     if whole and not np.array_equal(array, array.astype(spec.dtype)):
         raise InputError(f"the examples give in.{spec.name} values that {spec.dtype} can't hold, e.g. {array.max()}")
