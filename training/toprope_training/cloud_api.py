@@ -14,6 +14,8 @@ from toprope_shared.errors import InputError, LinkError
 
 TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 OK, CREATED, ACCEPTED, NOT_ADMITTED, NOT_FOUND = 200, 201, 202, 401, 404
+# For an answer to HEAD, which has no body.
+_UNKNOWN = f"it does not know the operator's token that was sent; {TOKEN_FILE} must be of this cloud's keys"
 
 Progress = Callable[[str, int, int], None]
 
@@ -59,7 +61,8 @@ class CloudApi:
             answer = self._pool.request(method, self.url + path, body=body, headers=given, redirect=False, **more)
             if answer.status in expected:
                 return answer
-            said = f"the cloud answered {method} {path} with {answer.status}: {_sentence(answer)}"
+            reason = _UNKNOWN if answer.status == NOT_ADMITTED and not answer.data else _sentence(answer.data)
+            said = f"the cloud answered {method} {path} with {answer.status}: {reason}"
         except (urllib3.exceptions.LocationValueError, ValueError) as error:
             raise InputError(f"{self.url} is not an address of a cloud: {error}") from error
         except urllib3.exceptions.HTTPError as error:
@@ -84,13 +87,11 @@ def read_token(keys: Path) -> str:
         raise InputError(f"there is no operator token in {keys}; make one with `toprope keys init`") from error
 
 
-def _sentence(answer: urllib3.BaseHTTPResponse) -> str:
+def _sentence(data: bytes) -> str:
     try:
-        said = msgspec.json.decode(answer.data)
+        said = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = None
     if isinstance(said, dict) and isinstance(said.get("error"), str):
         return str(said["error"])
-    if not answer.data and answer.status == NOT_ADMITTED:  # an answer to HEAD has no body
-        return f"it does not know the operator's token that was sent; {TOKEN_FILE} must be of this cloud's keys"
-    return answer.data[:200].decode(errors="replace") or "no reason was given"
+    return data[:200].decode(errors="replace") or "no reason was given"
