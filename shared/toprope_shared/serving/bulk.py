@@ -45,8 +45,8 @@ class Client(Protocol):
     def deliver(self, answer: bytes) -> None:
         """Send an answer, head and body."""
 
-    def detour(self, way: BulkWay, body: bytes) -> None:
-        """Answer the request the thorough way."""
+    def detour(self, way: BulkWay, body: bytes, caller: str) -> None:
+        """Answer the request the thorough way; the gate is not asked again about its caller."""
 
 
 class BulkCall(msgspec.Struct, gc=False):
@@ -171,7 +171,7 @@ class Bulk:
             logger.debug("%d calls go the thorough way: %s", len(calls), error)
             desk.left(len(calls))
             for call in calls:
-                call.client.detour(call.way, call.body)
+                call.client.detour(call.way, call.body, call.caller)
 
     def _ran(self, calls: list[BulkCall]) -> Ran:
         """Run calls together.

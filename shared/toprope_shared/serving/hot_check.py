@@ -78,7 +78,13 @@ class _Echo(HotPath):
         return None
 
     def begin(
-        self, target: Target, headers: dict[str, str], body: bytes, answer: Callable[[Reply], None], tasks: Tasks
+        self,
+        target: Target,
+        headers: dict[str, str],
+        body: bytes,
+        answer: Callable[[Reply], None],
+        tasks: Tasks,
+        caller: str | None = None,
     ) -> Any:
         asyncio.get_running_loop().call_soon(answer, Reply(200, body))
 

@@ -86,7 +86,13 @@ class HotPath:
         return None
 
     def begin(
-        self, target: Target, headers: dict[str, str], body: bytes, answer: Callable[[Reply], None], tasks: Tasks
+        self,
+        target: Target,
+        headers: dict[str, str],
+        body: bytes,
+        answer: Callable[[Reply], None],
+        tasks: Tasks,
+        caller: str | None = None,
     ) -> HotCall:
         """Answer a request whose body is complete.
 
@@ -96,9 +102,10 @@ class HotPath:
             body: as sent.
             answer: gets the reply, once, now or later; not after the call was cancelled.
             tasks: of the server.
+            caller: whom the gate has admitted with this request already; None where it was not asked.
         """
         call = HotCall(self._plane, target, headers, len(body), answer, tasks)
-        call.begin(body)
+        call.begin(body, caller)
         return call
 
 
@@ -126,12 +133,12 @@ class HotCall:
         self._work: Ticket | asyncio.Task[None] | None = None
         self._visit: Visit | None = Visit(plane, "POST", target.path, headers, target.model)
 
-    def begin(self, body: bytes) -> None:
-        """Start the work."""
+    def begin(self, body: bytes, caller: str | None = None) -> None:
+        """Start the work; `caller` was admitted already."""
         target, headers, plane = self._target, self._headers, self._plane
         if plane.gate and self._visit:
             try:
-                self._visit.admit()
+                self._visit.admit(caller=caller)
             except Exception as error:
                 self._end(error_reply(error))
                 return

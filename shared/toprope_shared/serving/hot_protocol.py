@@ -44,6 +44,7 @@ class HotCycle:
 
     __slots__ = (
         "call",
+        "caller",
         "complete",
         "disconnected",
         "headers",
@@ -63,6 +64,7 @@ class HotCycle:
         self.keep_alive = keep_alive
         self.parts: list[bytes] = []
         self.call: HotCall | None = None
+        self.caller: str | None = None  # whom the gate has admitted already
         self.complete = False  # the body is here
         self.turn = False  # all before it in the pipeline are answered
         self.disconnected = self.response_started = self.response_complete = False
@@ -154,6 +156,7 @@ class HotHttp(PatientHttp):
 
     def on_headers_complete(self) -> None:
         """Take the request, or leave it to the app."""
+        fresh, self._fresh = self._fresh, b""  # it is the head of its piece's first request, and of no other
         if self._cut:
             return
         target = self.hot.find(self.url)
@@ -168,9 +171,9 @@ class HotHttp(PatientHttp):
         self.begin_body()
         before = self.cycle
         keep_alive = self.parser.should_keep_alive()
-        if self._fresh and int(headers["content-length"]) == self._fresh_length:
+        if fresh and int(headers["content-length"]) == self._fresh_length:
             way = self.hot.way(target, headers.copy()) if keep_alive else None
-            self.hot.heads.keep(self._fresh, KnownHead(target, headers.copy(), self._fresh_length, keep_alive, way))
+            self.hot.heads.keep(fresh, KnownHead(target, headers.copy(), self._fresh_length, keep_alive, way))
         cycle: Any = HotCycle(self, target, headers, keep_alive)
         self.cycle = cycle
         if before is None or before.response_complete:
@@ -245,13 +248,13 @@ class HotHttp(PatientHttp):
             self.server_state.total_requests += 1
             self._rested = self.loop.time()
 
-    def detour(self, way: BulkWay, body: bytes) -> None:
-        """Answer a request of a batch by itself."""
+    def detour(self, way: BulkWay, body: bytes, caller: str) -> None:
+        """Answer a request of a batch, which the gate has admitted, by itself."""
         self._bulk.response_complete = True
         if self.gone():
             return
         following: Any = self.cycle
-        self._again(way.target, way.headers, body, self._bulk.keep_alive)
+        self._again(way.target, way.headers, body, self._bulk.keep_alive, caller)
         if following is not self._bulk:  # uvicorn knows the newest one
             self.cycle = following
 
@@ -286,10 +289,13 @@ class HotHttp(PatientHttp):
             self._held = False
             self.on_response_complete()
 
-    def _again(self, target: Target, headers: Mapping[str, str], body: bytes, keep_alive: bool) -> None:
+    def _again(
+        self, target: Target, headers: Mapping[str, str], body: bytes, keep_alive: bool, caller: str | None = None
+    ) -> None:
         """Answer a request that is here whole, and whose head is known."""
         cycle: Any = HotCycle(self, target, dict(headers), keep_alive)
         cycle.complete = cycle.turn = True
+        cycle.caller = caller
         cycle.parts.append(body)
         self.cycle = cycle
         self._begin(cycle)
@@ -326,7 +332,7 @@ class HotHttp(PatientHttp):
         parts = cycle.parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._running = cycle
-        call = self.hot.begin(cycle.target, cycle.headers, body, cycle.answer, self.tasks)
+        call = self.hot.begin(cycle.target, cycle.headers, body, cycle.answer, self.tasks, cycle.caller)
         if not cycle.response_complete:
             cycle.call = call
 

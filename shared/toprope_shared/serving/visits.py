@@ -100,13 +100,16 @@ class Visit:
             headers.update(self._traced.headers())
         self.extra = told_back(headers)
 
-    def admit(self, *, operate: bool = False) -> None:
-        """Ask the gate.
+    def admit(self, *, operate: bool = False, caller: str | None = None) -> None:
+        """Ask the gate, unless it has admitted `caller` with this very request before.
 
         Raises:
             NotAdmittedError, NotAllowedError, TooManyRequestsError: as `Gate.admit`.
         """
         plane = self._plane
+        if caller is not None:
+            self._caller = caller
+            return
         if plane.gate is None or self._path in OPEN_PATHS:
             return
         try:

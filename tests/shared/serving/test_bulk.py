@@ -262,7 +262,7 @@ class Caller:
     def deliver(self, answer: bytes) -> None:
         self.answers.append(answer)
 
-    def detour(self, way: Any, body: bytes) -> None:
+    def detour(self, way: Any, body: bytes, caller: str) -> None:
         self.detours.append(body)
 
 
