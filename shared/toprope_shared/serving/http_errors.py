@@ -69,7 +69,8 @@ def error_reply(error: Exception) -> Reply:
         return json_reply({"error": _INTERNAL, "code": "internal"}, 500)
     status = status_of(error)
     if status == 500:
-        logger.error("a request failed: %s", error, exc_info=error)
+        # One line: a caller who makes an engine fail again and again must not fill the log.
+        logger.error("a request failed: %s", error, exc_info=error if logger.isEnabledFor(logging.DEBUG) else None)
     # A sentence may quote the caller, whose text need not be Unicode.
     sentence = str(error).encode(errors="backslashreplace").decode()
     body: dict[str, Any] = {"error": sentence, "code": error.code}
@@ -110,7 +111,7 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 def _methods_of_path(request: Request) -> str:
     """Return the methods of every route of the request's path; a router names those of the first that it finds."""
-    asked = {name: request.scope[name] for name in _ASKED}  # without what the router has put in
+    asked = {name: request.scope[name] for name in _ASKED if name in request.scope}  # not what the router has put in
     routes: Sequence[BaseRoute] = request.app.routes
 
     def fits(method: str) -> bool:
