@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import orjson
@@ -19,6 +20,13 @@ from toprope_cloud.workers import words
 from toprope_cloud.workers.channel import Channel, pair
 
 CLIENTS = 8
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's path, which pytest's own may not."""
+    with tempfile.TemporaryDirectory(prefix="t") as name:
+        yield Path(name)
 
 
 @pytest.fixture
@@ -86,18 +94,16 @@ async def test_a_worker_may_leave_or_be_killed_under_load(service: Service) -> N
 
 
 async def test_workers_end_with_the_service_and_what_it_left_goes_with_the_next(
-    installation: Installation, tmp_path: Path
+    installation: Installation, short_folder: Path
 ) -> None:
     code = (sys.executable, "-m", "tests.fakes.crews", str(installation.layout.home))
-    places = tmp_path / "tmp"
-    places.mkdir()
 
     async def started() -> tuple[asyncio.subprocess.Process, list[int], set[Path]]:
-        root, env = Path(__file__).parents[2], os.environ | {"TMPDIR": str(places)}
+        root, env = Path(__file__).parents[2], os.environ | {"TMPDIR": str(short_folder)}
         process = await asyncio.create_subprocess_exec(*code, stdout=asyncio.subprocess.PIPE, cwd=root, env=env)
         assert process.stdout
         pids = [int(one) for one in (await process.stdout.readline()).split()]
-        return process, pids, set(places.glob("*/control.sock"))
+        return process, pids, set(short_folder.glob("*/control.sock"))
 
     async with asyncio.timeout(60):
         process, pids, left = await started()
@@ -116,7 +122,7 @@ async def test_workers_end_with_the_service_and_what_it_left_goes_with_the_next(
     assert (len(pids), len(more)) == (2, 2)
     assert (len(left), len(found)) == (1, 1)
     assert left != found
-    assert [one.name for one in places.iterdir()] == [one.parent.name for one in found]
+    assert [one.name for one in short_folder.iterdir()] == [one.parent.name for one in found]
 
 
 async def test_a_channel_carries_long_messages_and_connections_in_order() -> None:
