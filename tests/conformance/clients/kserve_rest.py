@@ -117,6 +117,8 @@ async def v2(checks: Checks, base: str) -> None:
         with checks.check("v2: every datatype"):
             arrays = {name: np.array([0, 1, 1], np.bool_) if name == "BOOL" else number(name) for name in DATATYPES}
             inputs = [given(array, binary=True, name=name, datatype=name) for name, array in arrays.items()]
+            inputs.append(given(np.zeros(3, np.uint16), binary=True, name="BF16", datatype="UINT16"))
+            inputs[-1]._datatype = "BF16"  # which it has no arrays for
             outputs = [RequestedOutput(f"out_{name}", {"binary_data": True}) for name in arrays]
             answer = await client.infer(base, InferRequest(KINDS, inputs, request_outputs=outputs), model_name=KINDS)
             for name, array in arrays.items():
