@@ -17,7 +17,7 @@ import numpy as np
 from toprope_shared.engines import Session
 from toprope_shared.manifest import Manifest
 from toprope_shared.serving.batch_queue import Ticket, Timing
-from toprope_shared.tensors import Array, Tensors
+from toprope_shared.tensors import Array, Tensors, numbers_of
 
 logger = logging.getLogger(__name__)
 
@@ -204,6 +204,7 @@ def _apart(session: Session, inputs: Tensors) -> bool:
 def _alike(alone: Array, together: Array) -> bool:
     if alone.shape != together.shape:
         return False
+    alone, together = numbers_of(alone), numbers_of(together)
     if alone.dtype.kind != "f":
         return bool(np.array_equal(alone, together))
     scale = float(np.max(np.abs(alone), initial=0.0, where=np.isfinite(alone)))
