@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from toprope_shared.serving.values import MAX_RANK
 from toprope_shared.tensors import Array, Name, TensorSpec
 
+_M = TypeVar("_M")
 _CODES = {"FP32": "f", "FP64": "d"}
 # Above this many values an argument each costs more than it saves.
 _SMALL = 4096
@@ -80,11 +81,8 @@ _predict = msgspec.json.Decoder(_Predict)
 
 def quick_infer(body: bytes) -> tuple[dict[str, Array], str] | None:
     """Return the inputs and the id of an Open Inference request; None where it must be looked at thoroughly."""
-    try:
-        message = _infer.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    if message.parameters is not msgspec.UNSET or message.outputs is not msgspec.UNSET:
+    message = _decoded(_infer, body)
+    if message is None or message.parameters is not msgspec.UNSET or message.outputs is not msgspec.UNSET:
         return None
     arrays: dict[str, Array] = {}
     for tensor in message.inputs:
@@ -103,12 +101,8 @@ def quick_infer(body: bytes) -> tuple[dict[str, Array], str] | None:
 
 def packed_infer(body: bytes, row: Row) -> tuple[bytes, int, str] | None:
     """Return the values, the rows and the id of an Open Inference request, or None; see `Row`."""
-    try:
-        message = _infer.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    unset = msgspec.UNSET
-    if message.parameters is not unset or message.outputs is not unset or len(message.inputs) != 1:
+    unset, message = msgspec.UNSET, _decoded(_infer, body)
+    if message is None or message.parameters is not unset or message.outputs is not unset or len(message.inputs) != 1:
         return None
     (tensor,) = message.inputs
     shape, data = tensor.shape, tensor.data
@@ -148,13 +142,18 @@ def packed_predict(body: bytes, row: Row) -> tuple[bytes, int, bool] | None:
     return found if found and len(found[0]) == found[1] * row.values * 4 else None
 
 
-def _matrix(body: bytes, code: str) -> tuple[bytes, int, bool] | None:
-    """Return the values and the rows of a predict request's matrix, and whether it came row by row."""
+def _decoded(decoder: msgspec.json.Decoder[_M], body: bytes) -> _M | None:
     try:
-        message = _predict.decode(body)
+        return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    unset = msgspec.UNSET
+
+
+def _matrix(body: bytes, code: str) -> tuple[bytes, int, bool] | None:
+    """Return the values and the rows of a predict request's matrix, and whether it came row by row."""
+    unset, message = msgspec.UNSET, _decoded(_predict, body)
+    if message is None:
+        return None
     in_rows = message.inputs is unset
     rows: Any = message.instances if in_rows else message.inputs
     if message.signature_name is not unset or not rows or (not in_rows and message.instances is not unset):
