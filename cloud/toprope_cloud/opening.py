@@ -29,8 +29,8 @@ from toprope_shared.tensors import Array, Tensors
 log = logging.getLogger(__name__)
 
 OPEN_S = 120.0
-# A try-out that nobody waits for has the processor's spare time alone at first, so that an update is hardly felt; where that is
-# not enough, it begins anew and only stands back for what answers.
+# A try-out that nobody waits for has little but the processor's spare time at first, so that an update is hardly felt; where
+# that is not enough, it begins anew and stands back for what answers no further than this.
 SPARE_S = 5.0
 NICE = 5
 # Shorter calls take turns; longer ones may run at once, which needs an instance each where an engine's are not shared.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from toprope_shared.errors import ProbeError
-from toprope_shared.spare import lend, stand_back
+from toprope_shared.spare import stand_back
 
 SAID_BYTES = 1 << 20
 TAIL_BYTES = 4096
@@ -58,7 +58,7 @@ class Ended:
             return f"signal {-self.status}"
 
 
-def run_contained(command: Sequence[str], given: bytes, *, wall_s: float, nice: int = 0, spare: bool = False) -> Ended:
+def run_contained(command: Sequence[str], given: bytes, *, wall_s: float, nice: int = 0) -> Ended:
     """Run a child to its end, at most `wall_s` seconds. Blocks; the calling thread must outlive the child.
 
     Args:
@@ -66,7 +66,6 @@ def run_contained(command: Sequence[str], given: bytes, *, wall_s: float, nice: 
         given: what the child reads from standard input.
         wall_s: seconds after which it is killed with everything that it started.
         nice: how far it stands back for others who want the processor, 0 to 19 (Source: nice(2)).
-        spare: whether it gets only what nobody else wants of the processor, which may be nothing; see `spare.lend`.
 
     Raises:
         ProbeError: the system did not start it, or could not kill it.
@@ -76,9 +75,7 @@ def run_contained(command: Sequence[str], given: bytes, *, wall_s: float, nice: 
             child = _start(command)
         except OSError as error:
             raise ProbeError(f"the system did not start a child for the try-out: {error}") from error
-        if spare:
-            lend(child.pid)
-        elif nice:
+        if nice:
             stand_back(child.pid, nice)
         listener = _Listener(child, given, selector)
         try:

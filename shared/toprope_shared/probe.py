@@ -25,6 +25,7 @@ from toprope_shared.probe_wire import (
     ProbeResult,
     Stage,
 )
+from toprope_shared.spare import LAST
 
 if TYPE_CHECKING:
     from toprope_shared.manifest import Manifest, Variant
@@ -97,7 +98,7 @@ def probe(request: ProbeRequest, *, wall_s: float = WALL_S, nice: int = 0, spare
         request: what is tried.
         wall_s: seconds after which the child is killed.
         nice: how far it stands back for others who want the processor, 0 to 19.
-        spare_s: seconds for which it is tried with nothing but the processor's spare time at first; if they are not enough, it
+        spare_s: seconds for which it is tried with little but the processor's spare time at first; if they are not enough, it
             begins anew with its share. 0 leaves that out.
 
     Raises:
@@ -106,7 +107,7 @@ def probe(request: ProbeRequest, *, wall_s: float = WALL_S, nice: int = 0, spare
     """
     given = msgspec.json.encode(request)
     if spare_s:
-        ended = run_contained(COMMAND, given, wall_s=spare_s, spare=True)
+        ended = run_contained(COMMAND, given, wall_s=spare_s, nice=LAST)
         if not ended.hung:
             return judge(request, ended, spare_s)
     return judge(request, run_contained(COMMAND, given, wall_s=wall_s, nice=nice), wall_s)

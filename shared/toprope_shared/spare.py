@@ -1,6 +1,6 @@
 """Lets work take the processor time that nobody else wants, so that it is not felt beside what answers.
 
-A child process may be left there for good. A thread may only where the way back is open: one that may not become an ordinary
+A child process may be left there for good. A thread goes only where the way back is open: one that may not become an ordinary
 one again (`RLIMIT_NICE` below 20 and no CAP_SYS_NICE) stays one, because it would hold Python's lock at the end of the call and
 be made to wait with it. Source: sched(7), `SCHED_IDLE`.
 """
@@ -48,26 +48,16 @@ class SpareTime:
                 _set(self._thread, os.SCHED_OTHER)
 
 
-def lend(child: int) -> None:
-    """Run a child process that was just started, and all that it starts, behind everything else, where the system can.
-
-    While others use the processor up it gets next to nothing: whoever waits for it needs a deadline.
-    """
-    if hasattr(os, "SCHED_IDLE"):
-        with suppress(OSError):  # a sandbox may forbid it; then it has its ordinary share
-            _set(child, os.SCHED_IDLE)
-    stand_back(child, LAST)
-
-
 def stand_back(child: int, nice: int) -> None:
     """Let a child process with a session of its own, and all that it starts, stand back for others.
 
-    Where sessions share the processor as groups, what a process says of itself counts within its group alone, and the group is
-    told too. Source: sched(7), "The autogroup feature".
+    Where sessions share the processor as groups, what a process is counts within its group alone, so the group is told too
+    (Source: sched(7), "The autogroup feature"). `SCHED_IDLE` is not for children: on Linux 6.18 with two cores, who was woken
+    beside one had to wait for the next tick of the clock now and then, which was felt more than the nicest of children.
 
     Args:
         child: its process id.
-        nice: how far, 0 to 19; see nice(2).
+        nice: how far, 0 to `LAST`; see nice(2).
     """
     with suppress(ProcessLookupError):  # it has died already
         os.setpriority(os.PRIO_PROCESS, child, nice)

@@ -11,13 +11,13 @@ import pytest
 
 from toprope_shared import spare
 from toprope_shared.contained import run_contained
-from toprope_shared.spare import SpareTime
+from toprope_shared.spare import LAST, SpareTime, stand_back
 
 PATIENCE_S = 60.0
 AUTOGROUP = Path("/proc/self/autogroup")
 TELL = (
     "import os, sys; sys.stdin.read(); from pathlib import Path; group = Path('/proc/self/autogroup'); "
-    "print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), group.read_text() if group.exists() else '')"
+    "print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text() if group.exists() else '')"
 )
 
 may_return = pytest.mark.skipif(
@@ -58,26 +58,15 @@ def test_a_hurry_when_nothing_stands_aside_is_no_error() -> None:
     SpareTime().hurry()
 
 
-def told(**options: bool | int) -> tuple[int, int, str]:
-    """Return how a child is scheduled, how nice it is, and the words on its session's group."""
-    said = run_contained([sys.executable, "-c", TELL], b"", wall_s=PATIENCE_S, **options).said.decode()  # type: ignore[arg-type]
-    policy, nice, group = said.split(" ", 2)
-    return int(policy), int(nice), group.strip()
-
-
-def test_a_child_that_has_what_is_left_runs_behind_all_others_and_so_does_its_session() -> None:
-    policy, nice, group = told(spare=True)
-    assert (policy, nice) == (os.SCHED_IDLE, spare.LAST)
-    assert group.endswith(f"nice {spare.LAST}") or not AUTOGROUP.exists()
-
-
-def test_a_child_that_stands_back_does_so_as_a_session_too() -> None:
-    policy, nice, group = told(nice=7)
-    assert (policy, nice) == (os.SCHED_OTHER, max(7, os.getpriority(os.PRIO_PROCESS, 0)))
-    assert group.endswith("nice 7") or not AUTOGROUP.exists()
+@pytest.mark.parametrize("nice", [7, LAST])
+def test_a_child_stands_back_for_others_and_so_does_its_session(nice: int) -> None:
+    said = run_contained([sys.executable, "-c", TELL], b"", wall_s=PATIENCE_S, nice=nice).said.decode()
+    own, _, group = said.strip().partition(" ")
+    assert int(own) == max(nice, os.getpriority(os.PRIO_PROCESS, 0))
+    assert group.endswith(f"nice {nice}") or not AUTOGROUP.exists()
 
 
 def test_a_child_that_has_ended_already_is_no_error() -> None:
     child = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {})
     os.waitpid(child, 0)
-    spare.lend(child)
+    stand_back(child, LAST)
