@@ -17,8 +17,11 @@ from tests.benchmarks.page import PAGE, PICTURE, rows
 from tests.benchmarks.serving import contest, environments, launch, load, models, rounds, standings, update, wire
 from tests.benchmarks.serving.load import Loaded, LoadError
 from tests.benchmarks.serving.ours import NAME
+from tests.benchmarks.serving.processes import FailedError
 from tests.benchmarks.serving.rounds import Bare, Contestant, Course, Found, Sample, Started, run
-from tests.benchmarks.serving.wire import Form, WrongAnswerError
+from tests.benchmarks.serving.wire import Ask, Form, WrongAnswerError
+
+from toprope_shared.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TITLES = {NAME: "toprope", "triton": "Triton", "kserve": "KServe", standings.BARE: "a loop"} | {
@@ -215,6 +218,27 @@ def test_a_hot_update_is_held_against_the_steady_block_of_its_round(p99: int, re
     made = update.table([update.Pair(16, steady, updating, 0.5)], [])
     assert [one.held for one in made.goals] == [None, held]
     assert made.rows == (("16", "2.00", f"{p99 / 1000:.2f}", f"{p99 / 2000:.2f}", "1.10", "0.5", f"{refused} of 900"),)
+
+
+def test_an_update_that_outlasts_its_block_is_told_of() -> None:
+    block = Loaded(900, 1_000_000, 1000, 2000, 0, 0)
+    made = update.table([update.Pair(16, block, block, seconds) for seconds in (0.5, update.BLOCK_S + 0.1)], ["first"])
+    assert made.notes == ("first", "In 1 of 2 blocks the update was not over when the block ended.")
+
+
+class Refusing:
+    """A desk whose releases the cloud refuses."""
+
+    def publish(self, model: str, port: int, version: int) -> None:
+        raise InputError(f"the cloud refused {model} {version}")
+
+
+def test_what_the_operators_process_is_refused_is_told_here(tmp_path: Path) -> None:
+    ask = Ask("/", tmp_path, {}, Form.OPEN)
+    with update.Operator(Refusing()) as operator:  # type: ignore[arg-type]
+        for version in (2, 3):
+            with pytest.raises(FailedError, match=f"the cloud refused small {version}"):
+                operator.switch(1, ask, version)
 
 
 _LEAVES_ORPHANS = """

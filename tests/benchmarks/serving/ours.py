@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.serving import models, wire
@@ -36,37 +37,53 @@ TWO_SETTINGS = "the same with `workers = 2`"
 SETTINGS = "`toprope cloud run` with the models as signed releases, one process, every setting as it is by default"
 
 
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What an operator needs to publish the benchmark's models, from whichever process.
+
+    Attributes:
+        files: the folder of `NAME.onnx`.
+        made: where bundles are made.
+        home: the installation's.
+    """
+
+    files: Path
+    made: Path
+    home: Path
+
+    def publish(self, model: str, port: int, version: int = 1) -> None:
+        """Sign a release of a model and hand it to the cloud on `port`, as `toprope release publish` does, in this process."""
+        folder = self.made / f"{model}-{version}"
+        blobs = Blobs(self.made / "blobs")
+        folder.mkdir(parents=True)
+        write_bundle(folder, _manifest(blobs, model, version, self.files), blobs)
+        operator = Operator(f"http://127.0.0.1:{port}", self.home / "keys", self.home / "trust" / "1.root.json")
+        publish(folder, operator, channel=None)
+
+
 class Installation:
     """Keys, a broker that runs, and a home whose cloud has the models; `close` ends what runs.
 
     Args:
         folder: an empty folder.
         files: the folder of `NAME.onnx`.
+
+    Attributes:
+        desk: publishes.
     """
 
     def __init__(self, folder: Path, files: Path) -> None:
-        self._files = files
-        self._made = folder / "bundles"
         self._world = World(folder / "home")
+        self.desk = Desk(files, folder / "bundles", self._world.home)
         try:
             self._world.broker()
             self._world.cloud()
             for name in models.NAMES:
-                self.publish(name, self._world.ports["cloud"])
+                self.desk.publish(name, self._world.ports["cloud"])
             self._world.kill("cloud")
         except BaseException:
             self.close()
             raise
-
-    def publish(self, model: str, port: int, version: int = 1) -> None:
-        """Sign a release of a model and hand it to the cloud on `port`, as `toprope release publish` does, in this process."""
-        folder = self._made / f"{model}-{version}"
-        blobs = Blobs(self._made / "blobs")
-        folder.mkdir(parents=True)
-        write_bundle(folder, _manifest(blobs, model, version, self._files), blobs)
-        keys = self._world.home / "keys"
-        operator = Operator(f"http://127.0.0.1:{port}", keys, self._world.home / "trust" / "1.root.json")
-        publish(folder, operator, channel=None)
 
     def way(self, settings: str = "") -> Way:
         """Return how the cloud is started and asked; `settings` are lines of `toprope.toml`."""
