@@ -35,7 +35,7 @@ GOAL = 1.2
 SWITCH_S = 30.0
 NOTE = (
     "Ratios are medians of the rounds'. wrk, the cloud and the process that tries the release out share the cores. What signs "
-    "the release and asks who answers stands for an operator's machine, and takes what they leave."
+    "the release and asks who answers stands for an operator's machine: it runs at nice 19."
 )
 _POLL_S = 0.05
 _COLUMNS = ("connections", "p99 steady ms", "with an update ms", "ratio", "p50 ratio", "switched after s", "failed")
