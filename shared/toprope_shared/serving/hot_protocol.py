@@ -2,11 +2,12 @@
 
 uvicorn's protocol, as `PatientHttp` has it, asks `HotPath` about each request's raw path. What that knows is answered here; all
 else goes on to the app: other paths and methods, queries and escapes, `Expect: 100-continue`, chunked bodies, bodies over
-the limit, HTTP/1.0, upgrades, and pages of other origins (whose headers a middleware adds).
+the limit, HTTP/1.0, upgrades, and pages of other origins (whose headers a middleware adds). A request whose head came before is
+not parsed again, and a plain one of them is answered with its batch (see `bulk`).
 
 The answers keep the order of a pipeline, write flow control, the keep-alive deadline and the graceful end, because a request
-stands where uvicorn keeps its own cycle: `HotCycle` has what uvicorn asks a cycle for. That is private API of uvicorn: its
-version is pinned, `hot_check` tries it out at start, and without it the app answers everything
+stands where uvicorn keeps its own cycle: `HotCycle` and `BulkCycle` have what uvicorn asks a cycle for. That is private API of
+uvicorn: its version is pinned, `hot_check` tries it out at start, and without it the app answers everything
 (docs/decisions/0014-requests-are-taken-before-the-asgi-cycle.md).
 """
 
